@@ -1,0 +1,260 @@
+"""What a run found, as plain data: the one shape that probes fill, files hold and reports read.
+
+The dataclasses below are `results.json` field by field (schema version 1). Divergences are in nats whatever
+the unit shown; :func:`in_unit` converts a copy. The per-example table travels beside them as a DataFrame
+with the columns `checkpoint`, `example`, `label`, `prediction` and one column a metric (nats).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA_VERSION = 1
+NATS_PER_BIT = 0.6931471805599453
+
+Scalar = str | int | float | bool | None
+Unit = Literal["nats", "bits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One estimate with its interval.
+
+    `low` and `high` bound the mean over new data of the same kind (examples are the sample); `mask_low` and
+    `mask_high` bound the mean over these very examples (only the dropout masks are the sample). Bounds are
+    None where there is nothing to estimate them from: one example, or a metric without dropout in it.
+    """
+
+    estimate: float | None
+    low: float | None = None
+    high: float | None = None
+    level: float = 0.95
+    unit: str = ""
+    n: int = 0
+    mask_low: float | None = None
+    mask_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRecord:
+    """One place in the forward pass that draws randomness.
+
+    `path` is the module's path, `ordinal` counts the draws of that module in one pass, `rate` is the drop
+    probability (None where the draw is not a dropout), `mask_shape` is the shape for a single example.
+    """
+
+    path: str
+    ordinal: int
+    kind: str
+    rate: float | None
+    mask_shape: list[int]
+    fires_in_eval: bool = False
+    per_example: bool = True
+
+    @property
+    def label(self) -> str:
+        """Module path, with the ordinal where a module draws more than once."""
+        name = self.path or "(root)"
+        return name if self.ordinal == 0 else f"{name}#{self.ordinal}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePrediction:
+    """Second-order share of one site in the EPKL; `predicted` is 2 R_site in nats, None if not predictable."""
+
+    site: str
+    predicted: float | None
+    low: float | None = None
+    high: float | None = None
+    share: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvergencePoint:
+    """EPKL estimated from the first `sub_models` sub-models, with the interval over masks alone."""
+
+    sub_models: int
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """One confidence bin (`low`, `high`] of a reliability diagram; means are None where `count` is 0."""
+
+    low: float
+    high: float
+    count: float
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointResult:
+    """Everything measured on one checkpoint. `reliability` has the keys eval, sub and mean."""
+
+    name: str
+    path: str | None
+    sha256: str | None
+    n_parameters: int
+    architecture: str
+    training: dict[str, Scalar] = field(default_factory=dict)
+    strategy: str = ""
+    sites: list[SiteRecord] = field(default_factory=list)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    convergence: list[ConvergencePoint] = field(default_factory=list)
+    reliability: dict[str, list[ReliabilityBin]] = field(default_factory=dict)
+    site_predictions: list[SitePrediction] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Candidate minus reference on one metric, paired by example.
+
+    `ratio` is candidate / reference with its own interval (None where the reference is 0 or the sign is not
+    the same); `p_adjusted` is Benjamini-Hochberg over the metrics of this candidate.
+    """
+
+    metric: str
+    reference: str
+    candidate: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    p_value: float | None
+    p_adjusted: float | None
+    test: str
+    level: float = 0.95
+    unit: str = ""
+    n: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleInput:
+    """An input as it can be shown: `pixels` is base64 of uint8, row by row, in `shape` (H, W) or (H, W, 3)."""
+
+    kind: Literal["image", "text", "values"]
+    text: str | None = None
+    shape: list[int] | None = None
+    pixels: str | None = None
+    values: list[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One of the most inconsistent examples; the mappings have checkpoint names as keys.
+
+    `predictions` are the eval model's class names, `votes` the share of sub-models for each class voted for.
+    """
+
+    index: int
+    label: str | None
+    predictions: dict[str, str]
+    epkl: dict[str, float]
+    votes: dict[str, dict[str, float]]
+    input: ExampleInput | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """The data measured on. `fingerprint` is a sha256 over inputs and labels."""
+
+    source: str
+    n_examples: int
+    n_classes: int
+    has_labels: bool
+    fingerprint: str
+    class_names: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something the reader has to know. `checkpoint` is None where it concerns the whole run."""
+
+    code: str
+    message: str
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A checkpoint that could not be measured, and why."""
+
+    checkpoint: str
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The whole run. `reference` is the name of the checkpoint that the others are compared against."""
+
+    tool: dict[str, str]
+    created: str
+    seconds: float
+    environment: dict[str, Scalar]
+    config: dict[str, Any]
+    data: DataRecord
+    checkpoints: list[CheckpointResult]
+    reference: str | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a `results.json`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, does not fit the schema, or has another schema version.
+    """
+    record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
+    if record.schema_version != SCHEMA_VERSION:
+        raise ValueError(f"schema version {record.schema_version}, this version reads {SCHEMA_VERSION}")
+    return record
+
+
+def to_json(record: RunRecord) -> bytes:
+    """Strict, indented JSON; values that are not finite become null."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def in_unit(record: RunRecord, unit: Unit) -> RunRecord:
+    """Copy of `record` with every quantity in nats converted to `unit` (nats stay as they are)."""
+    if unit == "nats":
+        return record
+    tree = msgspec.to_builtins(record)
+    for checkpoint in tree["checkpoints"]:
+        for metric in checkpoint["metrics"].values():
+            _convert(metric, ("estimate", "low", "high", "mask_low", "mask_high"), only_if_nats=True)
+        for row in checkpoint["convergence"] + checkpoint["site_predictions"]:
+            _convert(row, ("estimate", "predicted", "low", "high"))
+    for row in tree["comparisons"]:
+        _convert(row, ("difference", "low", "high"), only_if_nats=True)
+    for example in tree["examples"]:
+        _convert(example["epkl"], tuple(example["epkl"]))
+    tree["config"]["unit"] = unit
+    return msgspec.convert(tree, RunRecord)
+
+
+def _convert(row: dict[str, Any], keys: tuple[str, ...], *, only_if_nats: bool = False) -> None:
+    """Divide the numbers under `keys` by the nats in a bit, in place."""
+    if only_if_nats:
+        if row["unit"] != "nats":
+            return
+        row["unit"] = "bits"
+    for key in keys:
+        if row.get(key) is not None:
+            row[key] /= NATS_PER_BIT
