@@ -1,0 +1,108 @@
+"""Calibration of the eval model, the sub-models and their MC mean: Brier score, ECE, reliability."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdrop_probes.columns import Column, Floats, plain
+from rdrop_probes.divergences import brier, hits
+from rdrop_probes.probe import Outcome, SubModelProbe
+from rdrop_probes.records import ReliabilityBin
+from rdrop_probes.terms import BlockSums, EvalBatch, Totals, brier_term, probability
+
+BINS = 15
+KINDS = ("eval", "sub", "mean")
+
+
+def bin_statistics(log_p: Tensor, labels: Tensor) -> Tensor:
+    """Count, confidence and hits of each prediction in its confidence bin [..., N, BINS, 3]."""
+    confidence = log_p.max(-1).values.exp()
+    hit = hits(log_p, labels)
+    index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    values = torch.stack([torch.ones_like(hit), confidence, hit], -1)  # [..., N, 3]
+    values = torch.where(hit.isnan()[..., None], 0.0, values)
+    return torch.nn.functional.one_hot(index, BINS).double().unsqueeze(-1) * values.unsqueeze(-2)
+
+
+def binned(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """Term: :func:`bin_statistics` of the sub-models [k, N, BINS, 3]."""
+    if batch.labels is None:
+        raise ValueError("calibration needs labels")
+    return bin_statistics(log_p, batch.labels)
+
+
+class Calibration(SubModelProbe):
+    """Brier score, and the expected calibration error over 15 equal-width bins (Guo et al. 2017).
+
+    ECE = sum_b |sum_{n in b} (confidence_n - hit_n)| / N, predictions of all sub-models pooled for `ece_sub`.
+    Its column holds sign_b (confidence_n - hit_n), whose mean is the ECE, so that its interval is the delta
+    method's. Binned ECE is biased upwards when bins hold few examples; the interval does not show that.
+    """
+
+    name = "calibration"
+    units: ClassVar = {f"{metric}_{kind}": "" for metric in ("brier", "ece") for kind in KINDS}
+    terms = (probability, brier_term, binned)
+    needs_labels = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bins: dict[str, list[Floats]] = {kind: [] for kind in KINDS}
+
+    def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
+        """Brier score [N] of the sub-models (mean) and of their MC mean."""
+        mean = totals.mean(probability).log()
+        return {"brier_sub": totals.mean(brier_term), "brier_mean": brier(mean, batch.labels)}
+
+    def update(self, batch: EvalBatch, sums: BlockSums) -> None:
+        """Keep Brier scores and each example's share in the bins [N, BINS, 3]."""
+        super().update(batch, sums)
+        if batch.labels is None:
+            return
+        totals = sums.total()
+        self.kept.add("brier_eval", plain(brier(batch.log_p, batch.labels)))
+        self._bins["eval"].append(bin_statistics(batch.log_p, batch.labels).cpu().numpy())
+        self._bins["sub"].append(totals.mean(binned).cpu().numpy())
+        mean = totals.mean(probability).log()
+        self._bins["mean"].append(bin_statistics(mean, batch.labels).cpu().numpy())
+
+    def merge(self, other: Self) -> None:
+        """Append another worker's examples."""
+        super().merge(other)
+        for kind, bins in other._bins.items():
+            self._bins[kind].extend(bins)
+
+    def outcome(self) -> Outcome:
+        """Columns with the ECEs, and the reliability diagrams."""
+        tables = {}
+        for kind, parts in self._bins.items():
+            if parts:
+                bins = np.concatenate(parts)
+                self.kept.columns[f"ece_{kind}"] = ece_column(bins)
+                tables[kind] = reliability(bins.sum(0))
+        return Outcome(self.kept, {"reliability": tables})
+
+
+def ece_column(bins: Floats) -> Column:
+    """Column whose mean is the ECE, from each example's share in the bins [N, BINS, 3]."""
+    gaps = bins[..., 1] - bins[..., 2]  # [N, BINS], confidence - hit
+    values = gaps @ np.sign(gaps.sum(0))
+    values[bins[..., 0].sum(1) == 0] = np.nan
+    return Column(values, tabulated=False, floor=0.0)
+
+
+def reliability(totals: Floats) -> list[ReliabilityBin]:
+    """Reliability diagram from bin totals [BINS, 3]."""
+    return [
+        ReliabilityBin(
+            low=b / BINS,
+            high=(b + 1) / BINS,
+            count=float(count),
+            confidence=float(confidence / count) if count else None,
+            accuracy=float(hit / count) if count else None,
+        )
+        for b, (count, confidence, hit) in enumerate(totals)
+    ]

@@ -1,0 +1,179 @@
+"""See every random draw of a forward pass, and decide what it returns.
+
+In PyTorch each random mask is the result of an ATen operator, whatever the module around it looks like:
+`nn.Dropout`, `F.dropout`, attention probabilities and the dropout between LSTM layers all end in `bernoulli`.
+:class:`DrawInterceptor` catches them below autograd and vmap, and hands each to a *responder*, which fills it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+Keep = float | Tensor | None
+Fill = Callable[[Tensor, Keep, torch.Generator], None]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One call of a random operator.
+
+    `path` and `ordinal` say where (innermost module, how many draws it made before in this pass). `keep` is
+    the probability of a 1 in a Bernoulli draw (a number, or a tensor of the draw's shape), None for any other
+    distribution. `fill(out, keep, generator)` samples the operator's distribution into `out`.
+    """
+
+    path: str
+    ordinal: int
+    operator: str
+    keep: Keep
+    fill: Fill
+
+    @property
+    def rate(self) -> float | None:
+        """Drop probability, where it is one number."""
+        if isinstance(self.keep, Tensor):
+            keep = float(self.keep.flatten()[0]) if self.keep.numel() else None
+        else:
+            keep = self.keep
+        return None if keep is None else round(1 - keep, 6)
+
+
+class UnsupportedDrawError(RuntimeError):
+    """The model draws randomness through an operator whose values cannot be supplied."""
+
+
+class ModulePaths:
+    """Which module of `model` is running: a stack kept by forward hooks, all removed on exit."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {module: name for name, module in model.named_modules()}
+        self._stack: list[str] = []
+
+    @property
+    def current(self) -> str:
+        """Path of the innermost running module; the root's is empty."""
+        return self._stack[-1] if self._stack else ""
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Keep the stack while the block runs."""
+        handles = []
+        for module, name in self._names.items():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._stack.append(name)))
+            handles.append(module.register_forward_hook(lambda *_: self._pop()))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._stack.clear()
+
+    def _pop(self) -> None:
+        self._stack.pop()
+
+
+class DrawInterceptor(TorchDispatchMode):
+    """Context in which `respond(draw, out)` fills the result of every random operator in place.
+
+    `out` has the operator's physical shape: under `torch.func.vmap` the sub-model dimension comes first.
+    """
+
+    def __init__(self, paths: ModulePaths, respond: Callable[[Draw, Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        self._paths = paths
+        self._respond = respond
+        self._seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Answer random operators through the responder, pass every other through."""
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or not _draws(func, args, kwargs):
+            return self.pass_through(func, args, kwargs)
+        if func is aten.native_dropout.default:
+            return self._native_dropout(*args)
+        out, keep, fill = _prepare(func, args, kwargs)
+        self._answer(str(func.overloadpacket.__name__), out, keep, fill)
+        return out
+
+    def pass_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator that draws nothing."""
+        return func(*args, **kwargs)
+
+    def _answer(self, operator: str, out: Tensor, keep: Keep, fill: Fill) -> None:
+        path = self._paths.current
+        draw = Draw(path, self._seen[path], operator, keep, fill)
+        self._seen[path] += 1
+        self._respond(draw, out)
+
+    def _native_dropout(self, x: Tensor, rate: float, _train: bool | None = True) -> tuple[Tensor, Tensor]:
+        """The fused operator of CUDA, in the two steps that the CPU takes."""
+        mask = torch.empty_like(x)
+        self._answer("native_dropout", mask, 1 - rate, _fill_bernoulli)
+        return x * mask / (1 - rate), mask.bool()
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call of an operator that may draw really does (fused attention often has dropout 0)."""
+    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    if named.get("dropout_p", named.get("dropout", 1)) == 0:
+        return False
+    return named.get("train", True) is not False
+
+
+def _prepare(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Keep, Fill]:
+    """Result tensor (its values still to be filled), keep probability and sampler of one random call."""
+    operator = func.overloadpacket.__name__
+    if operator == "bernoulli_":
+        return (
+            args[0],
+            _broadcast(args[1] if len(args) > 1 else kwargs.get("p", 0.5), args[0]),
+            _fill_bernoulli,
+        )
+    if operator == "bernoulli":
+        keep = args[1] if len(args) > 1 else args[0]
+        return torch.empty_like(args[0]), _broadcast(keep, args[0]), _fill_bernoulli
+    if operator in _IN_PLACE:
+        return args[0], None, lambda out, _, g: func(out, *args[1:], **{**kwargs, "generator": g})
+    if operator in _FACTORIES:
+        refill = _FACTORIES[operator]
+        return func(*args, **kwargs), None, lambda out, _, g: refill(out, func, args, g)
+    raise UnsupportedDrawError(f"the random operator aten.{operator} is not supported")
+
+
+def _broadcast(keep: float | Tensor, like: Tensor) -> float | Tensor:
+    return keep.expand_as(like) if isinstance(keep, Tensor) else keep
+
+
+def _fill_bernoulli(out: Tensor, keep: Keep, generator: torch.Generator) -> None:
+    if isinstance(keep, Tensor):
+        out.bernoulli_(keep, generator=generator)
+    else:
+        out.bernoulli_(1.0 if keep is None else keep, generator=generator)
+
+
+def _refill_integers(out: Tensor, func: Any, args: tuple[Any, ...], generator: torch.Generator) -> None:
+    bounds = [a for a in args if isinstance(a, int)]
+    out.random_(*(bounds if len(bounds) == 2 else [0, *bounds]), generator=generator)
+
+
+_IN_PLACE = frozenset({"uniform_", "normal_", "random_", "exponential_", "geometric_", "cauchy_", "log_normal_"})
+_FACTORIES: dict[str, Callable[[Tensor, Any, tuple[Any, ...], torch.Generator], Any]] = {
+    "rand": lambda out, _f, _a, g: out.uniform_(generator=g),
+    "rand_like": lambda out, _f, _a, g: out.uniform_(generator=g),
+    "randn": lambda out, _f, _a, g: out.normal_(generator=g),
+    "randn_like": lambda out, _f, _a, g: out.normal_(generator=g),
+    "randint": _refill_integers,
+    "randint_like": _refill_integers,
+}

@@ -1,0 +1,52 @@
+"""Delete-a-block jackknife over sub-models: bias correction and the variance that comes from masks alone.
+
+Formulas for blocks of unequal size: Busing, Meijer and van der Leeden (1999), "Delete-m jackknife for unequal
+m", Statistics and Computing 9. With one sub-model a block they are the classical delete-one jackknife.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rdrop_probes.columns import Column
+
+
+@dataclass(frozen=True)
+class Jackknife:
+    """Estimates from all sub-models and with each block left out.
+
+    Attributes:
+        full: [N]. without: [G, N]. sizes: [G], sub-models in each block.
+    """
+
+    full: Tensor
+    without: Tensor
+    sizes: Tensor
+
+    @property
+    def corrected(self) -> Tensor:
+        """Bias-corrected estimate [N]: G full - sum_g (1 - m_g / K) without_g."""
+        shares = self.sizes.double() / self.sizes.sum()
+        return len(self.sizes) * self.full - ((1 - shares)[:, None] * self.without).sum(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance over masks [N]: mean over g of (pseudo-value - their mean)^2 / (K / m_g - 1)."""
+        h = (self.sizes.sum() / self.sizes.double())[:, None]
+        pseudo = h * self.full - (h - 1) * self.without
+        return ((pseudo - self.corrected) ** 2 / (h - 1)).mean(0)
+
+    def column(self, *, corrected: bool) -> Column:
+        """Column of the estimates, bias-corrected or as they are."""
+        values = self.corrected if corrected else self.full
+        usable = torch.isfinite(values) & torch.isfinite(self.without).all(0)
+        leave_out = torch.where(usable, self.without, 0.0).sum(1)
+        return Column(
+            torch.where(torch.isfinite(self.full), values, self.full).cpu().numpy(),
+            torch.where(usable, self.variance, torch.nan).cpu().numpy(),
+            leave_out.cpu().numpy(),
+            int(usable.sum()),
+        )

@@ -1,0 +1,143 @@
+"""Jacobian complexity of the eval model: how strongly its output answers to its input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rdrop_probes.columns import plain
+from rdrop_probes.gradients import GradientPass, Row
+from rdrop_probes.probe import GradientFold, Outcome, Probe
+
+PROJECTIONS = 16
+POWER_ITERATIONS = 30
+
+
+class Jacobian(Probe):
+    """Norms of J = dz/dx per example, z the logits and x the input (the embedding output for token ids).
+
+    jacobian_logits = |J|_F (Hoffman et al. 2019); jacobian_probs = |dp/dx|_F (Novak et al. 2018, sensitivity);
+    jacobian_spectral = the largest singular value of J; jacobian_fisher = tr(J^T H J) =
+    E_{y~p} |grad_x log p(y)|^2, H = diag(p) - p p^T (Wei et al. 2020). Exact up to 64 classes; beyond, by
+    random projections, sampled y and power iteration, whose noise is part of the interval over examples.
+    """
+
+    name = "jacobian"
+    units = dict.fromkeys(("jacobian_logits", "jacobian_probs", "jacobian_spectral", "jacobian_fisher"), "")
+    needs_input_gradients = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._differentiable = True
+
+    def fold(self, gradients: GradientPass) -> GradientFold | None:
+        """Take the rows with respect to the input; None where the input is not differentiable."""
+        self._differentiable &= gradients.leaf is not None
+        if gradients.leaf is None:
+            return None
+        return _ExactFold(self, gradients) if gradients.exact else _SampledFold(self, gradients)
+
+    def outcome(self) -> Outcome:
+        """Columns, or why there are none."""
+        if self._differentiable:
+            return Outcome(self.kept)
+        message = "the input is not floating point and no nn.Embedding takes it: no Jacobian with respect to it"
+        return Outcome(self.kept, findings={"jacobian_unavailable": message})
+
+
+class _ExactFold(GradientFold):
+    """All classes: every row is kept and the Gram matrix of J gives the spectral norm."""
+
+    def __init__(self, probe: Jacobian, gradients: GradientPass) -> None:
+        self._probe = probe
+        self._gradients = gradients
+        self._rows: list[Tensor] = []
+        self._p: list[Tensor] = []
+        self._possible: list[Tensor] = []
+
+    def add(self, row: Row) -> None:
+        """Keep grad_x log p(y) [N, D]."""
+        if row.inputs is None:
+            raise RuntimeError("the logits do not depend on the input")
+        self._rows.append(row.inputs)
+        self._p.append(row.p)
+        self._possible.append(row.possible)
+
+    def close(self) -> None:
+        """Turn the rows into norms."""
+        log_p_rows = torch.stack(self._rows, 1)  # [N, C, D]
+        p = torch.stack(self._p, 1).double()  # [N, C]
+        squares = log_p_rows.double().square().sum(-1)  # [N, C]
+        normaliser = self._gradients.gradient(torch.logsumexp(self._gradients.logits, -1).sum())
+        if normaliser is None:
+            raise RuntimeError("the input is not differentiable")
+        possible = torch.stack(self._possible, 1)[..., None]
+        rows = torch.where(possible, log_p_rows + normaliser[:, None], 0.0).double()  # J: dz = dlogp + dlse
+        gram = rows @ rows.mT  # [N, C, C]
+        spectral = torch.linalg.eigvalsh(gram)[:, -1]
+        kept = self._probe.kept
+        kept.add("jacobian_logits", plain(gram.diagonal(dim1=1, dim2=2).sum(-1).sqrt()))
+        kept.add("jacobian_probs", plain((p.square() * squares).sum(1).sqrt()))
+        kept.add("jacobian_spectral", plain(spectral.clamp(min=0).sqrt()))
+        kept.add("jacobian_fisher", plain((p * squares).sum(1)))
+
+
+class _SampledFold(GradientFold):
+    """Many classes: estimates whose cost does not grow with their number."""
+
+    def __init__(self, probe: Jacobian, gradients: GradientPass) -> None:
+        self._probe = probe
+        self._gradients = gradients
+        self._fisher = torch.zeros(gradients.n, dtype=torch.float64, device=gradients.logits.device)
+
+    def add(self, row: Row) -> None:
+        """Add the weighted squared norm."""
+        if row.inputs is None:
+            raise RuntimeError("the logits do not depend on the input")
+        self._fisher += row.weight.double() * row.inputs.double().square().sum(1)
+
+    def close(self) -> None:
+        """Estimate the other norms by projections and power iteration."""
+        g = self._gradients
+        kept = self._probe.kept
+        kept.add("jacobian_logits", plain(squared_frobenius(g, g.logits, PROJECTIONS).sqrt()))
+        kept.add("jacobian_probs", plain(squared_frobenius(g, g.logits.softmax(-1), PROJECTIONS).sqrt()))
+        kept.add("jacobian_spectral", plain(spectral_norm(g, POWER_ITERATIONS)))
+        kept.add("jacobian_fisher", plain(self._fisher))
+
+
+def squared_frobenius(gradients: GradientPass, outputs: Tensor, count: int) -> Tensor:
+    """Unbiased estimate [N] of |d(outputs)/d(input)|_F^2 for outputs [N, C], from `count` projections.
+
+    (C / n) sum |d(v . outputs)/dx|^2 with v uniform on the unit sphere (Hoffman et al. 2019).
+    """
+    total = torch.zeros(gradients.n, dtype=torch.float64, device=outputs.device)
+    for _ in range(count):
+        v = torch.randn(outputs.shape, generator=gradients.generator, dtype=torch.float32).to(outputs)
+        row = gradients.gradient((v / v.norm(dim=-1, keepdim=True) * outputs).sum())
+        if row is not None:
+            total += row.double().square().sum(1)
+    return total * outputs.shape[-1] / count
+
+
+def spectral_norm(gradients: GradientPass, iterations: int) -> Tensor:
+    """Largest singular value of J [N] by power iteration on J^T J, J v from a double backward pass."""
+    logits, leaf = gradients.logits, gradients.leaf
+    if leaf is None:
+        raise RuntimeError("the input is not differentiable")
+    w = torch.zeros_like(logits, requires_grad=True)
+    (pulled,) = torch.autograd.grad(logits, leaf, w, create_graph=True)  # J^T w, linear in w
+    v = torch.randn(leaf.shape, generator=gradients.generator, dtype=torch.float32).to(leaf)
+    norm: Tensor = logits.new_zeros(gradients.n)
+    for _ in range(iterations):
+        v = v / _norm(v).clamp(min=torch.finfo(v.dtype).tiny)
+        (u,) = torch.autograd.grad(pulled, w, v, retain_graph=True)
+        norm = u.norm(dim=-1)
+        (v,) = torch.autograd.grad(logits, leaf, u, retain_graph=True)
+    return norm
+
+
+def _norm(v: Tensor) -> Tensor:
+    """Norm of each example's part of v [N, ...], shaped to divide it."""
+    norms: Tensor = v.flatten(1).norm(dim=1)
+    return norms.reshape(-1, *[1] * (v.dim() - 1))

@@ -1,0 +1,262 @@
+"""One pass over the data feeds every probe: eval pass, sub-model passes and gradient passes run once, shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rdrop_probes.columns import Column
+from rdrop_probes.gradients import gradient_pass
+from rdrop_probes.masks import Masks
+from rdrop_probes.probe import Probe
+from rdrop_probes.sites import Forward, SitePlan, find_sites, flags
+from rdrop_probes.submodels import Chunk, Strategy, SubModels, agree, preserved
+from rdrop_probes.terms import BlockSums, EvalBatch, vote
+
+GRADIENT_EXAMPLES = 64  # per differentiable pass: rows of the Jacobian are kept for all its examples
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: number of sub-models K, seed, masks, strategy, sub-models at a time under vmap."""
+
+    sub_models: int = 32
+    seed: int = 0
+    masks: Masks = "per-example"
+    strategy: Strategy = "auto"
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if self.sub_models < 2:
+            raise ValueError(f"{self.sub_models} sub-models have no pairs: take at least 2")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples to measure on: inputs as the forward function takes them, `n` of them, labels [n] or None."""
+
+    inputs: Any
+    n: int
+    start: int
+    labels: Tensor | None = None
+
+    def part(self, rows: slice) -> Any:
+        """Inputs of some of the examples."""
+        return take(self.inputs, rows)
+
+
+@dataclass
+class Measurement:
+    """What one pass found on one model.
+
+    Attributes:
+        plan: its sites. columns, units: by metric. tables: fields of `CheckpointResult`. findings: by code.
+        strategy: how sub-models were run. shared_masks: whether all examples had the same masks.
+        predictions: [N], the eval model's classes. votes: [N, C], how many sub-models voted for each class;
+            empty if no probe counts votes.
+    """
+
+    plan: SitePlan
+    columns: dict[str, Column]
+    units: dict[str, str]
+    tables: dict[str, Any] = field(default_factory=dict)
+    findings: dict[str, str] = field(default_factory=dict)
+    strategy: str = ""
+    shared_masks: bool = False
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    votes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+
+class NotFiniteError(ValueError):
+    """The model's logits are NaN or +infinity."""
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    forward: Forward,
+    probes: Sequence[type[Probe]],
+    settings: Settings,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Measurement:
+    """Measure `model` on `batches` (at least one); it is left exactly as it was found.
+
+    Args:
+        model: the network.
+        forward: maps a batch's inputs to logits [N, C] by calling `model`.
+        batches: every example once.
+        probes: classes of the probes to feed.
+        settings: number of sub-models, seed, masks, strategy.
+        progress: called after each batch with its number of examples.
+
+    Raises:
+        NotFiniteError: NaN or +infinity among the logits, naming the example and the sub-model.
+        SilentSiteError: dropout that was activated did not draw.
+    """
+    with preserved(model):
+        return _Pass(model, forward, [probe() for probe in probes], settings).run(batches, progress)
+
+
+def take(inputs: Any, index: slice | Tensor) -> Any:
+    """Rows of inputs given as a tensor, a tuple or a dict of tensors."""
+    if isinstance(inputs, Tensor):
+        return inputs[index]
+    if isinstance(inputs, dict):
+        return {key: value[index] for key, value in inputs.items()}
+    return tuple(value[index] for value in inputs)
+
+
+class _Pass:
+    """The state of one pass."""
+
+    def __init__(self, model: nn.Module, forward: Forward, probes: list[Probe], settings: Settings) -> None:
+        self._model = model
+        self._forward = forward
+        self._probes = probes
+        self._settings = settings
+        self._findings: dict[str, str] = {}
+        self._predictions: list[Tensor] = []
+        self._votes: list[Tensor] = []
+
+    def run(self, batches: Iterable[Batch], progress: Callable[[int], None]) -> Measurement:
+        sub_models: SubModels | None = None
+        plan: SitePlan | None = None
+        for item, batch in enumerate(batches):
+            if plan is None or sub_models is None:
+                plan, sub_models = self._plan(batch)
+            self._batch(item, batch, plan, sub_models)
+            progress(batch.n)
+        if plan is None or sub_models is None:
+            raise ValueError("no examples to measure on")
+        sub_models.check_all_fired()
+        return self._measurement(plan, sub_models)
+
+    def _plan(self, batch: Batch) -> tuple[SitePlan, SubModels]:
+        """Find the sites on a few examples and check the eval model."""
+
+        def run(n: int) -> Tensor:
+            return self._forward(take(batch.inputs, torch.arange(n) % batch.n))
+
+        plan = find_sites(self._model, run)
+        self._settings = _effective(self._settings, plan, self._findings)
+        shared = self._settings.masks == "shared"
+        for probe in self._probes:
+            probe.start(plan, shared_masks=shared)
+        settings = self._settings
+        sub_models = SubModels(
+            self._model,
+            self._forward,
+            plan,
+            count=settings.sub_models,
+            seed=settings.seed,
+            masks=settings.masks,
+            strategy=settings.strategy,
+            chunk=settings.chunk,
+        )
+        self._check_eval(run, plan)
+        return plan, sub_models
+
+    def _check_eval(self, run: Callable[[int], Tensor], plan: SitePlan) -> None:
+        """Dirty eval: sites that fire, or outputs that differ, with dropout off."""
+        dirty = [site.key[0] or "(root)" for site in plan.sites.values() if site.fires_in_eval]
+        with torch.no_grad(), flags(self._model, ()):
+            first, second = run(2), run(2)
+        if dirty:
+            where = ", ".join(dict.fromkeys(dirty))
+            self._findings["dirty_eval"] = f"the model draws randomness in eval mode, at {where}: one draw is taken"
+        elif not agree(first, second):
+            self._findings["dirty_eval"] = "two eval passes over the same examples differ"
+
+    def _batch(self, item: int, batch: Batch, plan: SitePlan, sub_models: SubModels) -> None:
+        logits = sub_models.eval_logits(batch.inputs, batch.n, item).double()
+        _check_finite(logits, batch.start, "the eval model")
+        seen = EvalBatch(item, batch.start, batch.inputs, logits, torch.log_softmax(logits, -1), batch.labels)
+        self._predictions.append(seen.prediction.cpu())
+        terms = dict.fromkeys(t for p in self._probes for t in p.terms_for(labels=batch.labels is not None))
+        if terms:
+            sums = BlockSums(terms, self._settings.sub_models)
+            for chunk in self._chunks(plan, sub_models, seen, batch):
+                sums.add(seen, chunk.start, chunk.logits, torch.log_softmax(chunk.logits, -1))
+            for probe in self._probes:
+                probe.update(seen, sums)
+            if vote in terms:
+                self._votes.append(sums.total()[vote].to("cpu", torch.int32))
+        self._gradients(item, batch, plan)
+
+    def _chunks(self, plan: SitePlan, sub_models: SubModels, seen: EvalBatch, batch: Batch) -> Iterable[Chunk]:
+        """Checked logits of all sub-models; without any site they are the eval model's."""
+        if not plan.stochastic:
+            yield Chunk(0, seen.logits.expand(self._settings.sub_models, -1, -1))
+            return
+        for chunk in sub_models.logits(batch.inputs, batch.n, seen.item):
+            logits = chunk.logits.double()
+            for k, part in enumerate(logits, chunk.start):
+                _check_finite(part, batch.start, f"sub-model {k}")
+            yield Chunk(chunk.start, logits)
+
+    def _gradients(self, item: int, batch: Batch, plan: SitePlan) -> None:
+        takers = [p for p in self._probes if p.needs_input_gradients or p.needs_site_gradients]
+        if not takers:
+            return
+        want_sites = any(p.needs_site_gradients for p in takers)
+        for offset in range(0, batch.n, GRADIENT_EXAMPLES):
+            rows = slice(offset, min(offset + GRADIENT_EXAMPLES, batch.n))
+            gradients = gradient_pass(
+                self._model,
+                self._forward,
+                plan,
+                batch.part(rows),
+                rows.stop - rows.start,
+                seed=self._settings.seed + item,
+                want_sites=want_sites,
+            )
+            folds = [fold for p in takers if (fold := p.fold(gradients)) is not None]
+            for row in gradients.rows() if folds else ():
+                for fold in folds:
+                    fold.add(row)
+            for fold in folds:
+                fold.close()
+
+    def _measurement(self, plan: SitePlan, sub_models: SubModels) -> Measurement:
+        result = Measurement(plan, {}, {}, findings=self._findings, shared_masks=self._settings.masks == "shared")
+        if plan.stochastic:
+            result.strategy = (
+                f"{sub_models.strategy}: {sub_models.reason}" if sub_models.reason else sub_models.strategy
+            )
+        else:
+            result.strategy = "eval pass only"
+            result.findings["no_dropout"] = "the model draws nothing in train mode: sub-models are the eval model"
+        for probe in self._probes:
+            outcome = probe.outcome()
+            result.columns |= outcome.columns.columns
+            result.tables |= outcome.tables
+            result.findings |= outcome.findings
+            result.units |= probe.units
+        for probe in self._probes:
+            result.columns |= probe.derive(result.columns)
+        result.predictions = torch.cat(self._predictions)
+        if self._votes:
+            result.votes = torch.cat(self._votes)
+        return result
+
+
+def _effective(settings: Settings, plan: SitePlan, findings: dict[str, str]) -> Settings:
+    """Settings with masks shared by all examples where the model itself shares them within a batch."""
+    if not plan.shared_by_batch or settings.masks == "shared":
+        return settings
+    where = ", ".join(dict.fromkeys(site.key[0] or "(root)" for site in plan.shared_by_batch))
+    findings["masks_shared"] = f"{where} draws one mask for a whole batch: masks are shared by all examples"
+    return Settings(**{**settings.__dict__, "masks": "shared"})
+
+
+def _check_finite(logits: Tensor, start: int, who: str) -> None:
+    """Minus infinity is a class ruled out; NaN and plus infinity are errors, as is a row of minus infinities."""
+    bad = (torch.isnan(logits) | torch.isposinf(logits)).any(-1) | torch.isneginf(logits).all(-1)
+    if bad.any():
+        example = start + int(bad.nonzero()[0])
+        raise NotFiniteError(f"the logits of example {example} are not finite under {who}")

@@ -1,0 +1,118 @@
+"""EPKL as second-order theory predicts it from gradients, site by site: which site causes it, and the check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rdrop_probes.columns import Column, ColumnSet, plain
+from rdrop_probes.gradients import GradientPass, Row
+from rdrop_probes.probe import GradientFold, Outcome, Probe
+from rdrop_probes.records import SitePrediction
+from rdrop_probes.sites import SiteKey, SitePlan
+from rdrop_probes.statistics import metric, ratio_column
+
+
+class Prediction(Probe):
+    """Predicted EPKL = 2 sum over sites of R_site.
+
+    R_site = q / (2 (1 - q)) E_{y~p} sum_i (d log p(y) / d m_i)^2, m the site's mask at its neutral value, q
+    its rate; for a mask on h this is h_i d log p / d h_i (after Wei et al. 2020, eq. 5, with the Fisher
+    matrix of the output). To second order KL(p_xi || p_0) = sum R_site and EPKL is twice that. Feature
+    dropout, attention dropout and stochastic depth come out with the mask as the unit. In nats.
+    `epkl_over_predicted` = mean EPKL / mean prediction; it is left out if a site is not predicted.
+    """
+
+    name = "prediction"
+    units: ClassVar = {"predicted_epkl": "nats", "epkl_over_predicted": ""}
+    needs_site_gradients = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_site = ColumnSet()
+        self._unpredictable: dict[SiteKey, str] = {}
+        self._plan: SitePlan | None = None
+
+    def start(self, plan: SitePlan, *, shared_masks: bool) -> None:
+        """Remember the sites: every one of them gets a line."""
+        super().start(plan, shared_masks=shared_masks)
+        self._plan = plan
+
+    def fold(self, gradients: GradientPass) -> GradientFold:
+        """Take the rows with respect to masks."""
+        self._unpredictable |= gradients.unpredictable
+        return _Fold(self, gradients)
+
+    def keep(self, by_site: Mapping[SiteKey, Tensor], n: int) -> None:
+        """Keep E_{y~p} sum_i (d log p(y) / d m_i)^2 of one batch, [N] by site."""
+        total = torch.zeros(n, dtype=torch.float64)
+        for key, squares in by_site.items():
+            rate = self._rate(key)
+            predicted = (rate / (1 - rate) * squares).cpu()  # 2 R_site
+            self._by_site.add(_label(key), plain(predicted))
+            total += predicted
+        self.kept.add("predicted_epkl", plain(total))
+
+    def merge(self, other: Prediction) -> None:
+        """Append another worker's examples."""
+        super().merge(other)
+        self._by_site.merge(other._by_site)
+        self._unpredictable |= other._unpredictable
+
+    def derive(self, columns: Mapping[str, Column]) -> dict[str, Column]:
+        """Measured over predicted, where every site is predicted."""
+        if self._unpredictable or "epkl" not in columns or "predicted_epkl" not in columns:
+            return {}
+        ratio = ratio_column(columns["epkl"], columns["predicted_epkl"])
+        return {} if ratio is None else {"epkl_over_predicted": ratio}
+
+    def outcome(self) -> Outcome:
+        """Columns, a line a site, and which sites are not predicted."""
+        total = self.kept.columns["predicted_epkl"].values.mean() if self.kept.columns else 0.0
+        lines = [self._line(key, float(total)) for key in (self._plan.sites if self._plan else ())]
+        findings = {}
+        if self._unpredictable:
+            named = "; ".join(f"{_label(key)}: {why}" for key, why in self._unpredictable.items())
+            findings["not_predicted"] = f"predicted EPKL leaves out {len(self._unpredictable)} site(s): {named}"
+        return Outcome(self.kept, {"site_predictions": lines}, findings)
+
+    def _line(self, key: SiteKey, total: float) -> SitePrediction:
+        label = _label(key)
+        if label not in self._by_site.columns:
+            return SitePrediction(site=label, predicted=None, reason=self._unpredictable.get(key, "not measured"))
+        found = metric(self._by_site.columns[label], unit="nats", shared_masks=False)
+        share = found.estimate / total if found.estimate is not None and total > 0 else None
+        return SitePrediction(site=label, predicted=found.estimate, low=found.low, high=found.high, share=share)
+
+    def _rate(self, key: SiteKey) -> float:
+        rate = self._plan.sites[key].rate if self._plan else None
+        if rate is None:
+            raise RuntimeError(f"site {_label(key)} has no rate")
+        return rate
+
+
+class _Fold(GradientFold):
+    """E_{y~p} of squared mask derivatives, one sum a site."""
+
+    def __init__(self, probe: Prediction, gradients: GradientPass) -> None:
+        self._probe = probe
+        self._n = gradients.n
+        zero = torch.zeros(gradients.n, dtype=torch.float64, device=gradients.logits.device)
+        self._sums = {key: zero.clone() for key in gradients.sites}
+
+    def add(self, row: Row) -> None:
+        """Add the weighted squares."""
+        for key, derivative in row.sites.items():
+            self._sums[key] += row.weight.double() * derivative.double().square().sum(1)
+
+    def close(self) -> None:
+        """Hand the sums to the probe."""
+        self._probe.keep(self._sums, self._n)
+
+
+def _label(key: SiteKey) -> str:
+    path, ordinal = key
+    return (path or "(root)") + (f"#{ordinal}" if ordinal else "")

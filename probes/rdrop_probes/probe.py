@@ -1,0 +1,123 @@
+"""What a probe is: it says what it needs, takes batches, and turns what it kept into columns and tables.
+
+A third party adds one with an entry point in the group `rdrop_analysis.probes` that names a `Probe` subclass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from rdrop_probes.columns import Column, ColumnSet
+from rdrop_probes.gradients import GradientPass, Row
+from rdrop_probes.jackknife import Jackknife
+from rdrop_probes.sites import SitePlan
+from rdrop_probes.terms import BlockSums, EvalBatch, Term, Totals
+
+
+@dataclass
+class Outcome:
+    """What a probe leaves behind.
+
+    Attributes:
+        columns: evidence by metric name. tables: fields of `CheckpointResult` by name.
+        findings: what the reader has to know, message by code.
+    """
+
+    columns: ColumnSet
+    tables: dict[str, Any] = field(default_factory=dict)
+    findings: dict[str, str] = field(default_factory=dict)
+
+
+class GradientFold(ABC):
+    """Takes the rows of one batch's gradient pass, one at a time, so that none has to be kept for others."""
+
+    @abstractmethod
+    def add(self, row: Row) -> None:
+        """Take the gradient of log p(y) for one y."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Hand what was folded to the probe."""
+
+
+class Probe(ABC):
+    """One kind of measurement. Subclasses are constructed without arguments, one instance a checkpoint.
+
+    Class attributes:
+        name: as given to `--probes`.
+        units: unit by metric name, for every metric the probe may report ("" for a pure number).
+        terms: what has to be summed over sub-models for it.
+        needs_labels: without labels the probe does not run.
+        needs_input_gradients, needs_site_gradients: gradient passes of the eval model to be shared with it.
+    """
+
+    name: ClassVar[str]
+    units: ClassVar[Mapping[str, str]]
+    terms: ClassVar[tuple[Term, ...]] = ()
+    needs_labels: ClassVar[bool] = False
+    needs_input_gradients: ClassVar[bool] = False
+    needs_site_gradients: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.kept = ColumnSet()
+        self.shared_masks = False
+
+    def terms_for(self, *, labels: bool) -> Iterable[Term]:
+        """Terms to sum for data with or without labels."""
+        return self.terms
+
+    def start(self, plan: SitePlan, *, shared_masks: bool) -> None:
+        """Learn the sites before the first batch, and whether examples share their masks."""
+        self.shared_masks = shared_masks
+
+    def update(self, batch: EvalBatch, sums: BlockSums) -> None:  # noqa: B027 - optional hook
+        """Take one batch with the sums over its sub-models."""
+
+    def fold(self, gradients: GradientPass) -> GradientFold | None:
+        """What takes the gradients of one batch; None if the probe cannot use them."""
+        return None
+
+    def derive(self, columns: Mapping[str, Column]) -> dict[str, Column]:
+        """Further columns from those of all probes, once the data are through."""
+        return {}
+
+    def merge(self, other: Self) -> None:
+        """Take over what the same probe kept in another worker, whose examples follow the own."""
+        self.kept.merge(other.kept)
+
+    def outcome(self) -> Outcome:
+        """Columns and tables from everything taken so far."""
+        return Outcome(self.kept)
+
+
+class SubModelProbe(Probe):
+    """A probe of functions of sums over sub-models: one estimator, jackknifed over blocks of sub-models.
+
+    `bias_corrected` names the metrics whose plug-in estimate is biased in K.
+    """
+
+    bias_corrected: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
+        """Per-example estimates [N] by metric name, from sums over `totals.count` sub-models."""
+
+    def update(self, batch: EvalBatch, sums: BlockSums) -> None:
+        """Estimate from all sub-models and without each block."""
+        for name, jackknife in self.jackknife(batch, sums, sums.blocks).items():
+            self.kept.add(name, jackknife.column(corrected=name in self.bias_corrected))
+
+    def jackknife(self, batch: EvalBatch, sums: BlockSums, blocks: int) -> dict[str, Jackknife]:
+        """Estimates over the first `blocks` blocks, with and without each of them."""
+        full = self.estimate(batch, sums.total(blocks))
+        without = [self.estimate(batch, sums.total(blocks, without=g)) for g in range(blocks)]
+        return {
+            name: Jackknife(values, torch.stack([w[name] for w in without]), sums.sizes[:blocks].to(values.device))
+            for name, values in full.items()
+        }

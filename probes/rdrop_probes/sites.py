@@ -1,0 +1,213 @@
+"""The places in a forward pass that draw randomness, and which training flags make them draw.
+
+Only dropout is turned on: the smallest set of modules whose `training` flag brings every draw of train mode
+back, found by running the model, never a module that keeps running statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from rdrop_probes.interception import Draw, DrawInterceptor, ModulePaths
+from rdrop_probes.records import SiteRecord
+
+Forward = Callable[[Any], Tensor]
+SiteKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that draws: `key` is (module path, ordinal), `draw_shape` the mask's shape for two examples.
+
+    `batch_dim` is the dimension that holds the examples (alone or times something), None if the mask does not
+    grow with the batch and is therefore shared by all examples in it.
+    """
+
+    key: SiteKey
+    kind: str
+    rate: float | None
+    draw_shape: tuple[int, ...]
+    batch_dim: int | None
+    fires_in_eval: bool
+
+    def record(self) -> SiteRecord:
+        """Plain-data form, with the mask's shape for a single example."""
+        shape = list(self.draw_shape)
+        if self.batch_dim is not None:
+            shape[self.batch_dim] //= 2
+            if shape[self.batch_dim] == 1:
+                del shape[self.batch_dim]
+        return SiteRecord(
+            path=self.key[0],
+            ordinal=self.key[1],
+            kind=self.kind,
+            rate=self.rate,
+            mask_shape=shape,
+            fires_in_eval=self.fires_in_eval,
+            per_example=self.batch_dim is not None,
+        )
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """The sites of a model and the modules to put in training mode so that they, and only they, draw."""
+
+    sites: dict[SiteKey, Site]
+    modules: frozenset[nn.Module] = field(repr=False)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether train mode draws anything at all."""
+        return bool(self.sites)
+
+    @property
+    def shared_by_batch(self) -> list[Site]:
+        """Sites whose mask is one for the whole batch (weight dropout, for one)."""
+        return [site for site in self.sites.values() if site.batch_dim is None]
+
+
+class SilentSiteError(RuntimeError):
+    """A site that train mode has did not draw: measuring would report a false consistency."""
+
+
+@dataclass
+class _Sighting:
+    draw: Draw
+    shape: tuple[int, ...]
+
+
+def find_sites(model: nn.Module, run: Callable[[int], Tensor]) -> SitePlan:
+    """Find the sites of `model`; `run(n)` is a forward pass over `n` examples.
+
+    Raises:
+        SilentSiteError: no set of training flags brings back every draw of full train mode.
+    """
+    in_eval = _observe(model, frozenset(), lambda: run(2))
+    everything = frozenset(module for module in model.modules() if not keeps_statistics(module))
+    expected = _observe(model, everything, lambda: run(2))
+    modules = _smallest_flags(model, everything, expected, lambda: run(2))
+    larger = _observe(model, modules, lambda: run(3))
+    sites = {
+        key: Site(
+            key,
+            _kind(model.get_submodule(key[0]), sighting),
+            sighting.draw.rate,
+            sighting.shape,
+            _batch_dim(sighting.shape, larger[key].shape) if key in larger else None,
+            key in in_eval,
+        )
+        for key, sighting in expected.items()
+    }
+    return SitePlan(sites, modules)
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether training mode would make the module use or update statistics of the batch."""
+    norms = (nn.modules.batchnorm._NormBase,)
+    return isinstance(module, norms) or "running_mean" in module._buffers
+
+
+@contextmanager
+def flags(model: nn.Module, training: Iterable[nn.Module]) -> Iterator[None]:
+    """Set `training` on exactly these modules of `model`; on exit every flag is as it was found."""
+    before = {module: module.training for module in model.modules()}
+    wanted = set(training)
+    try:
+        for module in before:
+            module.training = module in wanted
+        yield
+    finally:
+        for module, flag in before.items():
+            module.training = flag
+
+
+def _smallest_flags(
+    model: nn.Module,
+    everything: frozenset[nn.Module],
+    expected: dict[SiteKey, Any],
+    run: Callable[[], Tensor],
+) -> frozenset[nn.Module]:
+    """Start from the modules that draw; add the ancestors of those that then stay silent."""
+    modules = frozenset(model.get_submodule(path) for path, _ in expected) & everything
+    while missing := set(expected) - set(_observe(model, modules, run)):
+        ancestors = {model.get_submodule(parent) for path, _ in missing for parent in _parents(path)}
+        if not (ancestors & everything) - modules:
+            names = ", ".join(sorted(path or "(root)" for path, _ in missing))
+            raise SilentSiteError(f"dropout at {names} draws in train mode but not when activated alone")
+        modules |= ancestors & everything
+    return modules
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split(".") if path else []
+    return [".".join(parts[:i]) for i in range(len(parts))]
+
+
+def _observe(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor]) -> dict[SiteKey, _Sighting]:
+    """Every draw of one forward pass under these flags."""
+    seen: dict[SiteKey, _Sighting] = {}
+    paths = ModulePaths(model)
+
+    def note(draw: Draw, out: Tensor) -> None:
+        seen[draw.path, draw.ordinal] = _Sighting(draw, tuple(out.shape))
+        draw.fill(out, draw.keep, torch.Generator(out.device).manual_seed(0))
+
+    with ExitStack() as stack:
+        stack.enter_context(flags(model, training))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(paths.tracked())
+        stack.enter_context(_CertainDropout(paths, seen))
+        stack.enter_context(DrawInterceptor(paths, note))
+        run()
+    return seen
+
+
+class _CertainDropout(TorchFunctionMode):
+    """Notices dropout at rate 1, which zeroes its input without drawing anything."""
+
+    def __init__(self, paths: ModulePaths, seen: dict[SiteKey, _Sighting]) -> None:
+        super().__init__()
+        self._paths = paths
+        self._seen = seen
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Record the call if it drops with certainty, then run it."""
+        if func in (torch.dropout, torch.dropout_, torch.feature_dropout, torch.feature_dropout_):
+            x, rate, train = args
+            if train and rate == 1:
+                draw = Draw(self._paths.current, 0, "dropout", 0.0, lambda out, *_: None)
+                self._seen[draw.path, 0] = _Sighting(draw, tuple(x.shape))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_dim(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
+    """The dimension that grows with the number of examples, from the shapes for 2 and for 3 of them."""
+    growing = [d for d, (a, b) in enumerate(zip(two, three, strict=True)) if a * 3 == b * 2 and a != b]
+    return growing[0] if growing else None
+
+
+def _kind(module: nn.Module, sighting: _Sighting) -> str:
+    """Name of what is dropped, from the operator, the module around it and the mask's shape."""
+    if sighting.draw.keep is None:
+        return f"random ({sighting.draw.operator})"
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention dropout"
+    if isinstance(module, nn.RNNBase):
+        return "recurrent dropout"
+    if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
+        return "alpha dropout"
+    trailing = sighting.shape[1:]
+    if trailing and all(size == 1 for size in trailing):
+        return "stochastic depth"
+    if len(trailing) > 1 and all(size == 1 for size in trailing[1:]):
+        return "feature dropout"
+    return "dropout"

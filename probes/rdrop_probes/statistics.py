@@ -1,0 +1,224 @@
+"""Intervals and tests: from per-example columns to metrics and paired comparisons.
+
+With masks drawn per example the per-example values are independent, so Student's t over examples gives the
+interval for new data. With masks shared by all examples the sub-models are a second sample, crossed with the
+examples: their variances add, less the part counted twice (Cameron, Gelbach and Miller 2011, two-way
+clustering), with Satterthwaite's degrees of freedom. The mask-only interval is for these very examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import exp, isfinite, log, sqrt
+
+import numpy as np
+from scipy import stats
+
+from rdrop_probes.columns import Column, Floats
+from rdrop_probes.records import Comparison, Metric
+
+LEVEL = 0.95
+MAX_LOG_RATIO = 20.0  # an interval wider than e^20 either way says nothing
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Variance of an estimated mean, with its degrees of freedom (0: it cannot be estimated)."""
+
+    variance: float
+    df: float
+
+    def half_width(self, level: float) -> float | None:
+        """Half the width of Student's interval."""
+        if self.df <= 0:
+            return None
+        return float(stats.t.ppf(0.5 + level / 2, self.df)) * sqrt(self.variance)
+
+
+def metric(column: Column, *, unit: str, shared_masks: bool, level: float = LEVEL) -> Metric:
+    """Mean of a column with its intervals; n counts the finite values, the others are left out."""
+    values = column.values[column.finite]
+    if not len(values):
+        return Metric(estimate=None, level=level, unit=unit, n=0)
+    estimate = float(values.mean())
+    low, high = _interval(column, estimate, shared_masks=shared_masks, level=level)
+    mask = mask_spread(column, shared_masks=shared_masks).half_width(level)
+    return Metric(
+        estimate=estimate,
+        low=low,
+        high=high,
+        level=level,
+        unit=unit,
+        n=len(values),
+        mask_low=None if mask is None else estimate - mask,
+        mask_high=None if mask is None else estimate + mask,
+    )
+
+
+def compare(
+    name: str,
+    reference: tuple[str, Column],
+    candidate: tuple[str, Column],
+    *,
+    unit: str,
+    shared_masks: bool,
+    level: float = LEVEL,
+) -> Comparison:
+    """Candidate minus reference on the same examples: difference, ratio, intervals and a paired t test.
+
+    Examples where either value is not finite are left out of all of it.
+
+    Raises:
+        ValueError: the columns are of different examples.
+    """
+    (ref_name, ref), (cand_name, cand) = reference, candidate
+    if len(ref.values) != len(cand.values):
+        raise ValueError(f"{name}: {len(ref.values)} and {len(cand.values)} examples cannot be paired")
+    both = ref.finite & cand.finite
+    a, b = ref.values[both], cand.values[both]
+    blocks = _difference_of_blocks(ref, cand)
+    spread = sample_spread(b - a, blocks if shared_masks else None)
+    difference = float((b - a).mean()) if len(a) else None
+    half = spread.half_width(level) if len(a) else None
+    ratio, ratio_low, ratio_high = _ratio(a, b, (ref, cand) if shared_masks else None, level)
+    return Comparison(
+        metric=name,
+        reference=ref_name,
+        candidate=cand_name,
+        difference=difference,
+        low=None if half is None or difference is None else difference - half,
+        high=None if half is None or difference is None else difference + half,
+        ratio=ratio,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
+        p_value=_p_value(difference, spread),
+        p_adjusted=None,
+        test="t test crossed over examples and sub-models" if shared_masks else "paired t test",
+        level=level,
+        unit=unit,
+        n=len(a),
+    )
+
+
+def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Fill `p_adjusted`: Benjamini-Hochberg over the comparisons given."""
+    tested = [c.p_value for c in comparisons if c.p_value is not None]
+    if not tested:
+        return list(comparisons)
+    adjusted = iter(stats.false_discovery_control(tested).tolist())
+    return [replace(c, p_adjusted=None if c.p_value is None else next(adjusted)) for c in comparisons]
+
+
+def sample_spread(values: Floats, blocks: Floats | None = None) -> Spread:
+    """Variance of the mean of values [N] over examples; plus, from leave-one-block-out means [G], over masks."""
+    n = len(values)
+    if n < 2:
+        return Spread(0.0, 0)
+    over_examples = float(values.var(ddof=1)) / n
+    if blocks is None:
+        return Spread(over_examples, n - 1)
+    return _add(Spread(over_examples, n - 1), block_spread(blocks))
+
+
+def block_spread(leave_out: Floats) -> Spread:
+    """Jackknife variance of a mean from its leave-one-block-out values [G]; t with G - 1 degrees of freedom."""
+    g = len(leave_out)
+    if g < 2:
+        return Spread(0.0, 0)
+    return Spread((g - 1) / g * float(((leave_out - leave_out.mean()) ** 2).sum()), g - 1)
+
+
+def mask_spread(column: Column, *, shared_masks: bool) -> Spread:
+    """Variance of the metric over masks alone, the examples being given."""
+    if column.mask_variance is None or column.leave_out is None:
+        return Spread(0.0, 0)
+    if shared_masks:
+        return block_spread(column.leave_out / max(column.leave_out_n, 1))
+    variance = column.mask_variance[np.isfinite(column.mask_variance)]
+    if not len(variance):
+        return Spread(0.0, 0)
+    df = len(variance) * (len(column.leave_out) - 1)
+    return Spread(float(variance.sum()) / len(variance) ** 2, df)
+
+
+def ratio_column(numerator: Column, denominator: Column) -> Column | None:
+    """Column whose mean is the ratio of the means, linearised so that its spread is the ratio's.
+
+    value_n = r + (a_n - r b_n) / mean(b): the delta method for a ratio of means. None if mean(b) is not > 0.
+    """
+    both = numerator.finite & denominator.finite
+    if not both.any() or not (scale := denominator.values[both].mean()) > 0:
+        return None
+    ratio = numerator.values[both].mean() / scale
+    values = np.full(len(both), np.nan)
+    values[both] = ratio + (numerator.values[both] - ratio * denominator.values[both]) / scale
+    if numerator.mask_variance is None or numerator.leave_out is None:
+        return Column(values, tabulated=False)
+    return Column(
+        values,
+        numerator.mask_variance / scale**2,
+        numerator.leave_out / scale,
+        numerator.leave_out_n,
+        tabulated=False,
+    )
+
+
+def _interval(
+    column: Column, estimate: float, *, shared_masks: bool, level: float
+) -> tuple[float | None, float | None]:
+    values = column.values[column.finite]
+    n = len(values)
+    if np.isin(values, (0.0, 1.0)).all() and n > 1:
+        wilson = stats.binomtest(int(values.sum()), n).proportion_ci(level, method="wilson")
+        return float(wilson.low), float(wilson.high)
+    spread = sample_spread(values)
+    if shared_masks and column.leave_out is not None and column.mask_variance is not None:
+        twice = float(np.nansum(column.mask_variance)) / n**2
+        both = _add(spread, mask_spread(column, shared_masks=True))
+        spread = Spread(max(both.variance - twice, spread.variance), both.df)
+    half = spread.half_width(level)
+    return (None, None) if half is None else (max(estimate - half, column.floor), estimate + half)
+
+
+def _add(a: Spread, b: Spread) -> Spread:
+    """Sum of independent variances, with Satterthwaite's degrees of freedom."""
+    total = a.variance + b.variance
+    if total == 0 or b.df <= 0:
+        return Spread(total, a.df)
+    return Spread(total, total**2 / (a.variance**2 / a.df + b.variance**2 / b.df))
+
+
+def _difference_of_blocks(ref: Column, cand: Column) -> Floats | None:
+    if ref.leave_out is None or cand.leave_out is None or len(ref.leave_out) != len(cand.leave_out):
+        return None
+    return cand.leave_out / max(cand.leave_out_n, 1) - ref.leave_out / max(ref.leave_out_n, 1)
+
+
+def _p_value(difference: float | None, spread: Spread) -> float | None:
+    if difference is None or spread.df <= 0:
+        return None
+    if spread.variance == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stats.t.sf(abs(difference) / sqrt(spread.variance), spread.df))
+
+
+def _ratio(
+    a: Floats, b: Floats, masks: tuple[Column, Column] | None, level: float
+) -> tuple[float | None, float | None, float | None]:
+    """mean(b) / mean(a) with an interval by the delta method on its logarithm (paired)."""
+    if not len(a) or a.mean() == 0 or not isfinite(ratio := float(b.mean() / a.mean())) or ratio <= 0:
+        return None, None, None
+    blocks = _log_ratio_of_blocks(*masks) if masks else None
+    half = sample_spread((b - ratio * a) / b.mean(), blocks).half_width(level)
+    if half is None or half > MAX_LOG_RATIO:
+        return ratio, None, None
+    return ratio, exp(log(ratio) - half), exp(log(ratio) + half)
+
+
+def _log_ratio_of_blocks(ref: Column, cand: Column) -> Floats | None:
+    if ref.leave_out is None or cand.leave_out is None or len(ref.leave_out) != len(cand.leave_out):
+        return None
+    if (ref.leave_out <= 0).any() or (cand.leave_out <= 0).any():
+        return None
+    return np.log(cand.leave_out / max(cand.leave_out_n, 1)) - np.log(ref.leave_out / max(ref.leave_out_n, 1))

@@ -1,0 +1,191 @@
+"""Run a model as its sub-models and as its eval model, and leave it exactly as it was found.
+
+Sub-models are run many at a time with `torch.func.vmap`: values stay unbatched until the first draw, so what
+lies before it runs once. A plain loop over sub-models is the fallback and the oracle; both draw the same masks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rdrop_probes.interception import DrawInterceptor, ModulePaths
+from rdrop_probes.masks import EVAL_STREAM, Masks, Sampler, stream
+from rdrop_probes.sites import Forward, SilentSiteError, SiteKey, SitePlan, flags
+
+Strategy = Literal["auto", "vmap", "loop"]
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Training flags, buffers and global random state are afterwards as before, whatever happens inside.
+
+    Inside, the fused path of `nn.TransformerEncoder` and `nn.MultiheadAttention`, which skips dropout, is off.
+    """
+    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    python_state = random.getstate()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+        stack.enter_context(flags(model, [m for m in model.modules() if m.training]))
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            random.setstate(python_state)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                _restore(buffer, value)
+
+
+def _restore(buffer: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        if not torch.equal(buffer, value):
+            buffer.copy_(value)
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Logits [k, N, C] of the sub-models `start`, ..., `start` + k - 1."""
+
+    start: int
+    logits: Tensor
+
+
+class SubModels:
+    """The `count` sub-models of a model.
+
+    Args:
+        model: the network; used inside :func:`preserved`.
+        forward: maps a batch's inputs to logits [N, C] by calling `model`.
+        plan: its sites.
+        count: K, the number of sub-models.
+        seed: all masks follow from it.
+        masks: "per-example", as in training, or "shared" by all examples.
+        strategy: "auto" takes vmap where it reproduces the loop on the first batch.
+        chunk: how many sub-models run at a time under vmap.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        plan: SitePlan,
+        *,
+        count: int,
+        seed: int = 0,
+        masks: Masks = "per-example",
+        strategy: Strategy = "auto",
+        chunk: int = 8,
+    ) -> None:
+        self.count = count
+        self.strategy = strategy
+        self.reason = ""
+        self._model = model
+        self._forward = forward
+        self._plan = plan
+        self._seed = seed
+        self._masks = masks
+        self._chunk = chunk
+        self._paths = ModulePaths(model)
+        self._fired: set[SiteKey] = set()
+
+    def eval_logits(self, inputs: Any, n: int, item: int) -> Tensor:
+        """Logits [N, C] of the eval model: dropout off."""
+        return self._run(inputs, n, [EVAL_STREAM], item, training=False)
+
+    def logits(self, inputs: Any, n: int, item: int) -> Iterator[Chunk]:
+        """Logits of all sub-models on one batch (work item `item`) of `n` examples, a chunk at a time.
+
+        Raises:
+            SilentSiteError: nothing was drawn although the model has dropout.
+        """
+        if self.strategy == "auto":
+            self._choose(inputs, n, item)
+        step = self._chunk if self.strategy == "vmap" else 1
+        for start in range(0, self.count, step):
+            ks = list(range(start, min(start + step, self.count)))
+            if self.strategy == "vmap":
+                yield Chunk(start, self._run_batched(inputs, n, ks, item))
+            else:
+                yield Chunk(start, self._run(inputs, n, ks, item, training=True).unsqueeze(0))
+
+    def check_all_fired(self) -> None:
+        """Raise SilentSiteError if a site of the plan never drew during the measurement."""
+        certain = {key for key, site in self._plan.sites.items() if site.rate == 1}
+        if silent := set(self._plan.sites) - self._fired - certain:
+            raise SilentSiteError(f"dropout at {', '.join(sorted(path for path, _ in silent))} never drew")
+
+    def _choose(self, inputs: Any, n: int, item: int) -> None:
+        """Take vmap if two sub-models come out as in the loop, the loop otherwise; remember why."""
+        ks = [0, 1]
+        expected = torch.stack([self._run(inputs, n, [k], item, training=True) for k in ks])
+        try:
+            batched = self._run_batched(inputs, n, ks, item)
+        except Exception as error:  # whatever a model does that vmap cannot, the loop can
+            self.strategy, self.reason = "loop", f"vmap cannot run this model: {_first_line(error)}"
+            return
+        if agree(batched, expected):
+            self.strategy, self.reason = "vmap", "it reproduces the loop on the first batch"
+        else:
+            self.strategy, self.reason = "loop", "vmap does not reproduce the loop on the first batch"
+
+    def _run(self, inputs: Any, n: int, ks: list[int], item: int, *, training: bool) -> Tensor:
+        sampler = self._sampler(ks, n, item, batched=False)
+        with self._context(sampler, training=training):
+            logits = self._forward(inputs)
+        if training:
+            self._note(sampler)
+        return logits
+
+    def _run_batched(self, inputs: Any, n: int, ks: list[int], item: int) -> Tensor:
+        sampler = self._sampler(ks, n, item, batched=True)
+        with self._context(sampler, training=True):
+            logits: Tensor = torch.func.vmap(lambda _: self._forward(inputs), randomness="different")(
+                torch.arange(len(ks))
+            )
+        self._note(sampler)
+        return logits
+
+    def _sampler(self, ks: list[int], n: int, item: int, *, batched: bool) -> Sampler:
+        shared = self._masks == "shared"
+        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+        streams = [stream(self._seed, 0 if shared else item, k, device) for k in ks]
+        return Sampler(streams, self._plan.sites, n_examples=n, batched=batched, shared=shared)
+
+    def _note(self, sampler: Sampler) -> None:
+        self._fired |= sampler.fired
+
+    @contextmanager
+    def _context(self, sampler: Sampler, *, training: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(flags(self._model, self._plan.modules if training else ()))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self._paths.tracked())
+            stack.enter_context(DrawInterceptor(self._paths, sampler))
+            yield
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two computations of the same logits differ by no more than rounding of their dtype."""
+    if a.shape != b.shape:
+        return False
+    finite = b[torch.isfinite(b)].double()
+    scale = float(finite.abs().max()) if finite.numel() else 1.0
+    tolerance = 1e3 * torch.finfo(b.dtype).eps * max(scale, 1.0)
+    return torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance, equal_nan=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

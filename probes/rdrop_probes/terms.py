@@ -1,0 +1,158 @@
+"""What is summed over sub-models, and the sums themselves.
+
+A term maps the log-probabilities of some sub-models to one value for each of them. The engine adds each term
+over sub-models once per batch, however many probes ask for it, in blocks of sub-models: the blocks give the
+delete-a-block jackknife and the convergence in K, and memory does not grow with K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdrop_probes.divergences import brier, entropy, hits, kl, nll, zero_times
+
+MAX_BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """One batch as its eval model sees it.
+
+    Attributes:
+        item: number of the work item; start: index of the first example.
+        inputs: what the model was called with.
+        logits: [N, C] in float64. log_p: log-softmax of them.
+        labels: [N] of class indices, -100 where to be ignored; None without labels.
+    """
+
+    item: int
+    start: int
+    inputs: Any
+    logits: Tensor
+    log_p: Tensor
+    labels: Tensor | None
+
+    @property
+    def prediction(self) -> Tensor:
+        """Most probable class [N]."""
+        return self.log_p.argmax(-1)
+
+
+Term = Callable[[EvalBatch, Tensor, Tensor], Tensor]  # (batch, logits [k,N,C], log_p [k,N,C]) -> [k,N,...]
+
+
+class BlockSums:
+    """Sums of terms over sub-models, in blocks: `sums[term]` is [blocks, N, ...], `sizes` [blocks]."""
+
+    def __init__(self, terms: Iterable[Term], count: int) -> None:
+        self.blocks = min(count, MAX_BLOCKS)
+        block_of = torch.arange(count) * self.blocks // count
+        self.sizes = torch.bincount(block_of, minlength=self.blocks)
+        self._block_of = block_of
+        self._sums: dict[Term, Tensor | None] = dict.fromkeys(terms)
+
+    def add(self, batch: EvalBatch, start: int, logits: Tensor, log_p: Tensor) -> None:
+        """Add the sub-models `start`, ... with these logits and log-probabilities [k, N, C]."""
+        block_of = self._block_of[start : start + len(log_p)].to(log_p.device)
+        for term, total in self._sums.items():
+            values = term(batch, logits, log_p)
+            if total is None:
+                total = values.new_zeros((self.blocks, *values.shape[1:]))
+                self._sums[term] = total
+            total.index_add_(0, block_of, values)
+
+    def total(self, blocks: int | None = None, without: int | None = None) -> Totals:
+        """Sums over the first `blocks` blocks (all by default), leaving out block `without`."""
+        keep = torch.ones(self.blocks, dtype=torch.bool)
+        keep[blocks if blocks is not None else self.blocks :] = False
+        if without is not None:
+            keep[without] = False
+        sums = {term: total[keep.to(total.device)].sum(0) for term, total in self._sums.items() if total is not None}
+        return Totals(sums, int(self.sizes[keep].sum()))
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums of terms over `count` sub-models."""
+
+    sums: dict[Term, Tensor]
+    count: int
+
+    def __getitem__(self, term: Term) -> Tensor:
+        return self.sums[term]
+
+    def mean(self, term: Term) -> Tensor:
+        """Average of a term over the sub-models."""
+        return self.sums[term] / self.count
+
+
+def centred(batch: EvalBatch, log_p: Tensor) -> Tensor:
+    """r = log p_k - log p_0, the centring that keeps pairwise sums exact; 0 where both are impossible."""
+    r = log_p - torch.where(torch.isneginf(batch.log_p), 0.0, batch.log_p)
+    return torch.where(torch.isneginf(log_p) & torch.isneginf(batch.log_p), 0.0, r)
+
+
+def probability(_batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """p_k [k, N, C]."""
+    return log_p.exp()
+
+
+def log_ratio(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """r_k = log p_k - log p_0 [k, N, C]."""
+    return centred(batch, log_p)
+
+
+def self_product(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """Sum over classes of p_k r_k [k, N]."""
+    return zero_times(log_p.exp(), centred(batch, log_p)).sum(-1)
+
+
+def entropy_term(_batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """H(p_k) [k, N] in nats."""
+    return entropy(log_p)
+
+
+def kl_to_eval(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """KL(p_k || p_0) [k, N] in nats."""
+    return kl(log_p, batch.log_p)
+
+
+def kl_from_eval(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """KL(p_0 || p_k) [k, N] in nats."""
+    return kl(batch.log_p.expand_as(log_p), log_p)
+
+
+def vote(_batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """One-hot argmax of p_k [k, N, C]."""
+    return torch.nn.functional.one_hot(log_p.argmax(-1), log_p.shape[-1]).double()
+
+
+def logit_shift(batch: EvalBatch, logits: Tensor, _log_p: Tensor) -> Tensor:
+    """z_k - z_0 [k, N, C]; 0 where both are minus infinity."""
+    z = batch.logits
+    return torch.where(torch.isneginf(logits) & torch.isneginf(z), 0.0, logits - z)
+
+
+def negative_log_likelihood(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """-log p_k(label) [k, N] in nats; NaN where there is no label."""
+    return nll(log_p, batch.labels)
+
+
+def flip(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """1 where argmax p_k differs from argmax p_0 [k, N]."""
+    return (log_p.argmax(-1) != batch.prediction).double()
+
+
+def correct(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """1 where argmax p_k is the label [k, N]; NaN where there is no label."""
+    return hits(log_p, batch.labels)
+
+
+def brier_term(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """Brier score of p_k [k, N]; NaN where there is no label."""
+    return brier(log_p, batch.labels)
