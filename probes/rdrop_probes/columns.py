@@ -21,6 +21,7 @@ class Column:
         leave_out: [blocks], sum over examples of the estimates with one block of sub-models left out.
         leave_out_n: how many examples that sum runs over.
         tabulated: whether the values stand for the example alone (False for linearised quantities).
+        proportion: whether the values are shares of hits, so that 0 and 1 are outcomes and not quantities.
         floor: the least value the metric can have, where its interval has to respect it.
     """
 
@@ -29,6 +30,7 @@ class Column:
     leave_out: Floats | None = None
     leave_out_n: int = 0
     tabulated: bool = True
+    proportion: bool = False
     floor: float = -np.inf
 
     @property
@@ -65,6 +67,6 @@ class ColumnSet:
             self.add(name, column)
 
 
-def plain(values: Tensor) -> Column:
+def plain(values: Tensor, *, proportion: bool = False) -> Column:
     """Column of values [N] without dropout in them."""
-    return Column(values.detach().double().cpu().numpy())
+    return Column(values.detach().double().cpu().numpy(), proportion=proportion)

@@ -55,6 +55,7 @@ class Gap(SubModelProbe):
     }
     terms = (kl_to_eval, kl_from_eval, probability, vote, flip, logit_shift)
     bias_corrected = frozenset({"kl_mean_to_eval", "expectation_linearity"})
+    proportions = frozenset({"flip_rate", "disagreement", "accuracy_sub", "accuracy_mean"})
 
     def terms_for(self, *, labels: bool) -> Iterable[Term]:
         """With labels also the likelihood and the hits of each sub-model."""
@@ -65,18 +66,19 @@ class Gap(SubModelProbe):
         super().update(batch, sums)
         if batch.labels is not None:
             self.kept.add("nll_eval", plain(nll(batch.log_p, batch.labels)))
-            self.kept.add("accuracy_eval", plain(hits(batch.log_p, batch.labels)))
+            self.kept.add("accuracy_eval", plain(hits(batch.log_p, batch.labels), proportion=True))
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
-        """Per-example estimates [N]."""
-        k = totals.count
+        """Per-example estimates, each [N] or [G, N]."""
         votes = totals[vote]
+        alike = (votes * (votes - 1)).sum(-1)  # ordered pairs of sub-models that vote alike
+        k = totals.count(alike.dim())
         estimates = {
             "kl_sub_to_eval": totals.mean(kl_to_eval),
             "kl_eval_to_sub": totals.mean(kl_from_eval),
             "kl_mean_to_eval": kl(totals.mean(probability).log(), batch.log_p),
             "flip_rate": totals.mean(flip),
-            "disagreement": 1 - (votes * (votes - 1)).sum(-1) / (k * (k - 1)) if k > 1 else votes[..., 0] * torch.nan,
+            "disagreement": torch.where(k > 1, 1 - alike / (k * (k - 1)), torch.nan),
             "expectation_linearity": totals.mean(logit_shift).norm(dim=-1),
         }
         return estimates | (self._labelled(batch, totals) if batch.labels is not None else {})

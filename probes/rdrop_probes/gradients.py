@@ -125,10 +125,13 @@ class _NeutralPass(DrawInterceptor):
     def __init__(self, paths: ModulePaths, generator: torch.Generator) -> None:
         super().__init__(paths, self._neutral)
         self.outs: dict[SiteKey, tuple[Tensor, int, torch.Size]] = {}
+        self.repeated: set[SiteKey] = set()
+        self.fused = False
         self._masks: dict[int, tuple[Tensor, SiteKey]] = {}  # the tensor is kept so that its id stays its own
         self._generator = generator
 
     def _neutral(self, draw: Draw, out: Tensor) -> None:
+        self.fused |= draw.operator == "native_dropout"
         if draw.keep is None:
             draw.fill(out, None, self._generator)
             return
@@ -148,28 +151,36 @@ class _NeutralPass(DrawInterceptor):
     def _follow(self, mask: Tensor, other: Any, result: Tensor, *, in_place: bool) -> None:
         key = self._masks[id(mask)][1]
         if isinstance(other, Tensor) and other.dim() > 0:
+            if key in self.outs:
+                self.repeated.add(key)
             self.outs[key] = (result, result._version + int(in_place), mask.shape)
         else:
             self._masks[id(result)] = (result, key)
 
 
 def gradient_pass(
-    model: nn.Module, forward: Forward, plan: SitePlan, inputs: Any, n: int, *, seed: int, want_sites: bool
+    model: nn.Module,
+    forward: Forward,
+    plan: SitePlan,
+    inputs: Any,
+    n: int,
+    *,
+    generator: torch.Generator,
+    want_sites: bool,
 ) -> GradientPass:
     """Differentiable eval pass over `n` examples; use it inside :func:`rdrop_probes.submodels.preserved`.
 
     Where dropout activated with neutral masks does not compute what the eval model computes, sites are given
     up (`unpredictable` says why) and the plain eval pass is taken.
     """
-    generator = torch.Generator().manual_seed(seed)
     plain = _forward(model, forward, plan, inputs, generator, training=False)
     if not want_sites or not plan.stochastic:
         return GradientPass(plain.logits, plain.leaf, {}, {}, generator)
     neutral = _forward(model, forward, plan, inputs, generator, training=True)
-    if not agree(neutral.logits.detach(), plain.logits.detach()):
-        reason = "with neutral masks the model is not the eval model"
+    reason = _unusable(neutral, plain)
+    if reason is not None:
         return GradientPass(plain.logits, plain.leaf, {}, dict.fromkeys(plan.sites, reason), generator)
-    noted, reasons = _usable(plan, neutral.outs, n)
+    noted, reasons = _usable(plan, neutral.notes, n)
     return GradientPass(neutral.logits, neutral.leaf, noted, reasons, generator)
 
 
@@ -177,7 +188,16 @@ def gradient_pass(
 class _Pass:
     logits: Tensor
     leaf: Tensor | None
-    outs: dict[SiteKey, tuple[Tensor, int, torch.Size]]
+    notes: _NeutralPass
+
+
+def _unusable(neutral: _Pass, plain: _Pass) -> str | None:
+    """Why the pass with neutral masks cannot stand for the eval pass; None if it can."""
+    if neutral.notes.fused:  # its derivative is scaled by 1 / (1 - q), which a neutral mask does not undo
+        return "the fused dropout kernel has no derivative at the neutral mask"
+    if not agree(neutral.logits.detach(), plain.logits.detach()):
+        return "with neutral masks the model is not the eval model"
+    return None
 
 
 def _forward(
@@ -199,19 +219,20 @@ def _forward(
         captured = stack.enter_context(_EmbeddingLeaf(model)) if leaf is None else None
         stack.enter_context(interceptor)
         logits = forward(inputs)
-    return _Pass(logits, leaf if captured is None else captured.leaf, interceptor.outs)
+    return _Pass(logits, leaf if captured is None else captured.leaf, interceptor)
 
 
-def _usable(
-    plan: SitePlan, outs: dict[SiteKey, tuple[Tensor, int, torch.Size]], n: int
-) -> tuple[dict[SiteKey, _Noted], dict[SiteKey, str]]:
+def _usable(plan: SitePlan, notes: _NeutralPass, n: int) -> tuple[dict[SiteKey, _Noted], dict[SiteKey, str]]:
     """Which sites the second-order formula covers, and why not the others."""
+    outs = notes.outs
     noted, reasons = {}, {}
     for key, site in plan.sites.items():
         if site.rate is None or site.rate >= 1:
             reasons[key] = "the rate is 1" if site.rate else "not a dropout"
         elif key not in outs:
             reasons[key] = "the noise is not a mask multiplied in"
+        elif key in notes.repeated:
+            reasons[key] = "the mask is multiplied in more than once"
         elif site.batch_dim is None:
             reasons[key] = "the mask is shared by the examples of a batch"
         elif (entry := outs[key])[0]._version != entry[1]:

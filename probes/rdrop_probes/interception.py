@@ -126,10 +126,11 @@ class DrawInterceptor(TorchDispatchMode):
 
 def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call of an operator that may draw really does (fused attention often has dropout 0)."""
-    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    named = {argument.name: argument.default_value for argument in func._schema.arguments}
+    named |= dict(zip(named, args, strict=False)) | kwargs
     if named.get("dropout_p", named.get("dropout", 1)) == 0:
         return False
-    return named.get("train", True) is not False
+    return named.get("train", named.get("training", True)) is not False
 
 
 def _prepare(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Keep, Fill]:

@@ -39,7 +39,7 @@ class Jackknife:
         pseudo = h * self.full - (h - 1) * self.without
         return ((pseudo - self.corrected) ** 2 / (h - 1)).mean(0)
 
-    def column(self, *, corrected: bool) -> Column:
+    def column(self, *, corrected: bool, proportion: bool = False) -> Column:
         """Column of the estimates, bias-corrected or as they are."""
         values = self.corrected if corrected else self.full
         usable = torch.isfinite(values) & torch.isfinite(self.without).all(0)
@@ -49,4 +49,5 @@ class Jackknife:
             torch.where(usable, self.variance, torch.nan).cpu().numpy(),
             leave_out.cpu().numpy(),
             int(usable.sum()),
+            proportion=proportion,
         )

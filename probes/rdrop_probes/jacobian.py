@@ -37,6 +37,11 @@ class Jacobian(Probe):
             return None
         return _ExactFold(self, gradients) if gradients.exact else _SampledFold(self, gradients)
 
+    def merge(self, other: Jacobian) -> None:
+        """Append another worker's examples."""
+        super().merge(other)
+        self._differentiable &= other._differentiable
+
     def outcome(self) -> Outcome:
         """Columns, or why there are none."""
         if self._differentiable:

@@ -18,6 +18,7 @@ from rdrop_probes.sites import Site
 
 Masks = Literal["per-example", "shared"]
 EVAL_STREAM = 2**32 - 1  # the stream of randomness that an eval model should not have drawn
+GRADIENT_STREAM = 2**32  # the first of the streams of projections and sampled classes, one for each gradient pass
 
 
 def stream(seed: int, item: int, sub_model: int, device: torch.device) -> torch.Generator:

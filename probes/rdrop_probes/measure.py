@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rdrop_probes.columns import Column
 from rdrop_probes.gradients import gradient_pass
-from rdrop_probes.masks import Masks
+from rdrop_probes.masks import GRADIENT_STREAM, Masks, stream
 from rdrop_probes.probe import Probe
 from rdrop_probes.sites import Forward, SitePlan, find_sites, flags
 from rdrop_probes.submodels import Chunk, Strategy, SubModels, agree, preserved
@@ -212,7 +212,7 @@ class _Pass:
                 plan,
                 batch.part(rows),
                 rows.stop - rows.start,
-                seed=self._settings.seed + item,
+                generator=stream(self._settings.seed, item, GRADIENT_STREAM + offset, torch.device("cpu")),
                 want_sites=want_sites,
             )
             folds = [fold for p in takers if (fold := p.fold(gradients)) is not None]

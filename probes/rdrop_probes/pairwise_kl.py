@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rdrop_probes.columns import Floats
@@ -43,13 +44,13 @@ class PairwiseKL(SubModelProbe):
         self._convergence: dict[int, _PrefixSums] = {}
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
-        """EPKL [N], MI [N] and RMI [N]; NaN where fewer than two sub-models are summed."""
-        k = totals.count
+        """EPKL, MI and RMI, each [N] or [G, N]; NaN where fewer than two sub-models are summed."""
         cross = zero_times(totals[probability], totals[log_ratio]).sum(-1)
+        k = totals.count(cross.dim())
         pairs = k * totals[self_product] - cross
         mean = totals.mean(probability)
         mi = entropy(mean.log()) - totals.mean(entropy_term)
-        epkl = pairs / (k * (k - 1)) if k > 1 else pairs * float("nan")
+        epkl = torch.where(k > 1, pairs / (k * (k - 1)), torch.nan)
         return {"epkl": epkl, "mutual_information": mi, "reverse_mutual_information": pairs / k**2 - mi}
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
@@ -67,7 +68,8 @@ class PairwiseKL(SubModelProbe):
 
     def outcome(self) -> Outcome:
         """Columns, and the convergence of EPKL in K."""
-        points = [p.point(shared_masks=self.shared_masks) for _, p in sorted(self._convergence.items())]
+        prefixes = [prefix for _, prefix in sorted(self._convergence.items()) if prefix.n]
+        points = [prefix.point(shared_masks=self.shared_masks) for prefix in prefixes]
         return Outcome(self.kept, {"convergence": points})
 
 
@@ -77,7 +79,8 @@ class _PrefixSums:
     def __init__(self, sub_models: int, blocks: int) -> None:
         self.sub_models = sub_models
         self._blocks = blocks
-        self._n = 0
+        self.n = 0
+        self._usable = 0
         self._total = 0.0
         self._variance = 0.0
         self._leave_out: Floats = np.zeros(blocks)
@@ -87,29 +90,35 @@ class _PrefixSums:
         if column.mask_variance is None or column.leave_out is None:
             return
         usable = np.isfinite(column.mask_variance)
-        self._n += int(usable.sum())
-        self._total += float(column.values[usable].sum())
+        self.n += int(column.finite.sum())
+        self._usable += int(usable.sum())
+        self._total += float(column.values[column.finite].sum())
         self._variance += float(column.mask_variance[usable].sum())
         self._leave_out = self._leave_out + column.leave_out
 
     def merge(self, other: _PrefixSums) -> None:
-        self._n += other._n
+        self.n += other.n
+        self._usable += other._usable
         self._total += other._total
         self._variance += other._variance
         self._leave_out = self._leave_out + other._leave_out
 
     def point(self, *, shared_masks: bool) -> ConvergencePoint:
-        n = max(self._n, 1)
-        spread = (
-            block_spread(self._leave_out / n) if shared_masks else Spread(self._variance / n**2, n * (self._blocks - 1))
-        )
-        half = spread.half_width(LEVEL)
-        estimate = self._total / n
+        half = self._spread(shared_masks=shared_masks).half_width(LEVEL)
+        estimate = self._total / self.n
         return ConvergencePoint(
             sub_models=self.sub_models,
             estimate=estimate,
             low=None if half is None else estimate - half,
             high=None if half is None else estimate + half,
+        )
+
+    def _spread(self, *, shared_masks: bool) -> Spread:
+        n = self._usable
+        if not n:
+            return Spread(0.0, 0)
+        return (
+            block_spread(self._leave_out / n) if shared_masks else Spread(self._variance / n**2, n * (self._blocks - 1))
         )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from rdrop_probes.columns import Column, ColumnSet
@@ -99,25 +98,26 @@ class Probe(ABC):
 class SubModelProbe(Probe):
     """A probe of functions of sums over sub-models: one estimator, jackknifed over blocks of sub-models.
 
-    `bias_corrected` names the metrics whose plug-in estimate is biased in K.
+    `bias_corrected` names the metrics whose plug-in estimate is biased in K, `proportions` those that are
+    shares of hits.
     """
 
     bias_corrected: ClassVar[frozenset[str]] = frozenset()
+    proportions: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
-        """Per-example estimates [N] by metric name, from sums over `totals.count` sub-models."""
+        """Per-example estimates [N] by metric name, or [G, N] from sums with a leading dimension G."""
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Estimate from all sub-models and without each block."""
         for name, jackknife in self.jackknife(batch, sums, sums.blocks).items():
-            self.kept.add(name, jackknife.column(corrected=name in self.bias_corrected))
+            corrected, proportion = name in self.bias_corrected, name in self.proportions
+            self.kept.add(name, jackknife.column(corrected=corrected, proportion=proportion))
 
     def jackknife(self, batch: EvalBatch, sums: BlockSums, blocks: int) -> dict[str, Jackknife]:
         """Estimates over the first `blocks` blocks, with and without each of them."""
         full = self.estimate(batch, sums.total(blocks))
-        without = [self.estimate(batch, sums.total(blocks, without=g)) for g in range(blocks)]
-        return {
-            name: Jackknife(values, torch.stack([w[name] for w in without]), sums.sizes[:blocks].to(values.device))
-            for name, values in full.items()
-        }
+        without = self.estimate(batch, sums.leave_one_out(blocks))
+        sizes = sums.sizes[:blocks]
+        return {name: Jackknife(full[name], without[name], sizes.to(full[name].device)) for name in full}

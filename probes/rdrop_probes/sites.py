@@ -91,7 +91,8 @@ def find_sites(model: nn.Module, run: Callable[[int], Tensor]) -> SitePlan:
     """
     in_eval = _observe(model, frozenset(), lambda: run(2))
     everything = frozenset(module for module in model.modules() if not keeps_statistics(module))
-    expected = _observe(model, everything, lambda: run(2))
+    with buffers_kept(model):  # full train mode may update running values that the eval model computes with
+        expected = _observe(model, everything, lambda: run(2))
     modules = _smallest_flags(model, everything, expected, lambda: run(2))
     larger = _observe(model, modules, lambda: run(3))
     sites = {
@@ -128,6 +129,20 @@ def flags(model: nn.Module, training: Iterable[nn.Module]) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Every buffer of `model` is on exit the tensor that it was, with the values that it had."""
+    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            with torch.no_grad():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
 def _smallest_flags(
     model: nn.Module,
     everything: frozenset[nn.Module],
@@ -153,6 +168,7 @@ def _parents(path: str) -> list[str]:
 def _observe(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor]) -> dict[SiteKey, _Sighting]:
     """Every draw of one forward pass under these flags."""
     seen: dict[SiteKey, _Sighting] = {}
+    certain: list[tuple[str, tuple[int, ...]]] = []
     paths = ModulePaths(model)
 
     def note(draw: Draw, out: Tensor) -> None:
@@ -163,30 +179,44 @@ def _observe(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], 
         stack.enter_context(flags(model, training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(paths.tracked())
-        stack.enter_context(_CertainDropout(paths, seen))
+        stack.enter_context(_CertainDropout(paths, certain))
         stack.enter_context(DrawInterceptor(paths, note))
         run()
+    for path, shape in certain:  # numbered behind the module's draws, whose ordinals have to stay theirs
+        ordinal = sum(path == other for other, _ in seen)
+        seen[path, ordinal] = _Sighting(Draw(path, ordinal, "dropout", 0.0, lambda out, *_: None), shape)
     return seen
 
 
 class _CertainDropout(TorchFunctionMode):
-    """Notices dropout at rate 1, which zeroes its input without drawing anything."""
+    """Notices dropout at rate 1, which zeroes its input without drawing anything: module path and shape."""
 
-    def __init__(self, paths: ModulePaths, seen: dict[SiteKey, _Sighting]) -> None:
+    def __init__(self, paths: ModulePaths, found: list[tuple[str, tuple[int, ...]]]) -> None:
         super().__init__()
         self._paths = paths
-        self._seen = seen
+        self._found = found
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Record the call if it drops with certainty, then run it."""
-        if func in (torch.dropout, torch.dropout_, torch.feature_dropout, torch.feature_dropout_):
-            x, rate, train = args
-            if train and rate == 1:
-                draw = Draw(self._paths.current, 0, "dropout", 0.0, lambda out, *_: None)
-                self._seen[draw.path, 0] = _Sighting(draw, tuple(x.shape))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            named = dict(zip(("input", "p", "train"), args, strict=False)) | kwargs
+            if named.get("p") == 1 and named.get("train", named.get("training")):
+                self._found.append((self._paths.current, tuple(named["input"].shape)))
+        return func(*args, **kwargs)
+
+
+_DROPOUTS = frozenset(
+    getattr(namespace, name)
+    for namespace in (torch, nn.functional)  # those of nn.functional come with their defaults filled in
+    for name in (
+        *("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "alpha_dropout_"),
+        *("feature_dropout", "feature_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"),
+    )
+    if hasattr(namespace, name)
+)
 
 
 def _batch_dim(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:

@@ -77,8 +77,8 @@ def compare(
         raise ValueError(f"{name}: {len(ref.values)} and {len(cand.values)} examples cannot be paired")
     both = ref.finite & cand.finite
     a, b = ref.values[both], cand.values[both]
-    blocks = _difference_of_blocks(ref, cand)
-    spread = sample_spread(b - a, blocks if shared_masks else None)
+    blocks = _difference_of_blocks(ref, cand) if shared_masks else None
+    spread = sample_spread(b - a, blocks)
     difference = float((b - a).mean()) if len(a) else None
     half = spread.half_width(level) if len(a) else None
     ratio, ratio_low, ratio_high = _ratio(a, b, (ref, cand) if shared_masks else None, level)
@@ -94,7 +94,7 @@ def compare(
         ratio_high=ratio_high,
         p_value=_p_value(difference, spread),
         p_adjusted=None,
-        test="t test crossed over examples and sub-models" if shared_masks else "paired t test",
+        test="paired t test" if blocks is None else "t test crossed over examples and sub-models",
         level=level,
         unit=unit,
         n=len(a),
@@ -134,7 +134,7 @@ def mask_spread(column: Column, *, shared_masks: bool) -> Spread:
     if column.mask_variance is None or column.leave_out is None:
         return Spread(0.0, 0)
     if shared_masks:
-        return block_spread(column.leave_out / max(column.leave_out_n, 1))
+        return block_spread(_leave_out_means(column))
     variance = column.mask_variance[np.isfinite(column.mask_variance)]
     if not len(variance):
         return Spread(0.0, 0)
@@ -169,7 +169,7 @@ def _interval(
 ) -> tuple[float | None, float | None]:
     values = column.values[column.finite]
     n = len(values)
-    if np.isin(values, (0.0, 1.0)).all() and n > 1:
+    if column.proportion and np.isin(values, (0.0, 1.0)).all() and n > 1:
         wilson = stats.binomtest(int(values.sum()), n).proportion_ci(level, method="wilson")
         return float(wilson.low), float(wilson.high)
     spread = sample_spread(values)
@@ -184,15 +184,27 @@ def _interval(
 def _add(a: Spread, b: Spread) -> Spread:
     """Sum of independent variances, with Satterthwaite's degrees of freedom."""
     total = a.variance + b.variance
-    if total == 0 or b.df <= 0:
-        return Spread(total, a.df)
+    if a.df <= 0 or b.df <= 0:
+        return Spread(total, 0)
+    if total == 0:
+        return Spread(0.0, a.df)
     return Spread(total, total**2 / (a.variance**2 / a.df + b.variance**2 / b.df))
 
 
+def _leave_out_means(column: Column) -> Floats:
+    """Means with one block of sub-models left out [blocks]; empty where they cannot be had."""
+    if column.leave_out is None or not column.leave_out_n:
+        return np.empty(0)
+    means: Floats = column.leave_out / column.leave_out_n
+    return means
+
+
 def _difference_of_blocks(ref: Column, cand: Column) -> Floats | None:
-    if ref.leave_out is None or cand.leave_out is None or len(ref.leave_out) != len(cand.leave_out):
+    """Differences with one block of sub-models left out; None if neither column has dropout in it."""
+    if ref.leave_out is None and cand.leave_out is None:
         return None
-    return cand.leave_out / max(cand.leave_out_n, 1) - ref.leave_out / max(ref.leave_out_n, 1)
+    a, b = _leave_out_means(ref), _leave_out_means(cand)
+    return b - a if len(a) == len(b) else np.empty(0)
 
 
 def _p_value(difference: float | None, spread: Spread) -> float | None:
@@ -217,8 +229,10 @@ def _ratio(
 
 
 def _log_ratio_of_blocks(ref: Column, cand: Column) -> Floats | None:
-    if ref.leave_out is None or cand.leave_out is None or len(ref.leave_out) != len(cand.leave_out):
+    """Log ratios with one block of sub-models left out; None if neither column has dropout in it."""
+    if ref.leave_out is None and cand.leave_out is None:
         return None
-    if (ref.leave_out <= 0).any() or (cand.leave_out <= 0).any():
-        return None
-    return np.log(cand.leave_out / max(cand.leave_out_n, 1)) - np.log(ref.leave_out / max(ref.leave_out_n, 1))
+    a, b = _leave_out_means(ref), _leave_out_means(cand)
+    if len(a) != len(b) or (a * b <= 0).any():
+        return np.empty(0)
+    return np.log(b / a)

@@ -54,41 +54,70 @@ class BlockSums:
         block_of = torch.arange(count) * self.blocks // count
         self.sizes = torch.bincount(block_of, minlength=self.blocks)
         self._block_of = block_of
-        self._sums: dict[Term, Tensor | None] = dict.fromkeys(terms)
+        self._terms = tuple(terms)
+        self._sums: dict[Term, Tensor] = {}
+        self._reduced: dict[tuple[int, int], Totals] = {}
 
     def add(self, batch: EvalBatch, start: int, logits: Tensor, log_p: Tensor) -> None:
         """Add the sub-models `start`, ... with these logits and log-probabilities [k, N, C]."""
-        block_of = self._block_of[start : start + len(log_p)].to(log_p.device)
-        for term, total in self._sums.items():
+        block_of = self._block_of[start : start + len(log_p)].tolist()
+        self._reduced.clear()
+        for term in self._terms:
             values = term(batch, logits, log_p)
-            if total is None:
-                total = values.new_zeros((self.blocks, *values.shape[1:]))
-                self._sums[term] = total
-            total.index_add_(0, block_of, values)
+            if term not in self._sums:
+                self._sums[term] = values.new_zeros((self.blocks, *values.shape[1:]))
+            for block, value in zip(block_of, values, strict=True):
+                self._sums[term][block] += value
 
-    def total(self, blocks: int | None = None, without: int | None = None) -> Totals:
-        """Sums over the first `blocks` blocks (all by default), leaving out block `without`."""
-        keep = torch.ones(self.blocks, dtype=torch.bool)
-        keep[blocks if blocks is not None else self.blocks :] = False
-        if without is not None:
-            keep[without] = False
-        sums = {term: total[keep.to(total.device)].sum(0) for term, total in self._sums.items() if total is not None}
-        return Totals(sums, int(self.sizes[keep].sum()))
+    def total(self, blocks: int | None = None) -> Totals:
+        """Sums [N, ...] over the first `blocks` blocks, all by default."""
+        blocks = blocks or self.blocks
+        return self._totals(blocks, self.sizes[:blocks].sum(), lambda parts: parts.sum(0))
+
+    def leave_one_out(self, blocks: int | None = None) -> Totals:
+        """Sums [blocks, N, ...] over the first `blocks` blocks but one, each in turn."""
+        blocks = blocks or self.blocks
+        sizes = self.sizes[:blocks]
+        return self._totals(blocks, sizes.sum() - sizes, _all_but_one)
+
+    def _totals(self, blocks: int, count: Tensor, reduce: Callable[[Tensor], Tensor]) -> Totals:
+        key = (blocks, count.dim())
+        if key not in self._reduced:
+            self._reduced[key] = Totals(count, lambda term: reduce(self._sums[term][:blocks]))
+        return self._reduced[key]
 
 
-@dataclass(frozen=True)
 class Totals:
-    """Sums of terms over `count` sub-models."""
+    """Sums of terms over `count` sub-models, each computed when first asked for.
 
-    sums: dict[Term, Tensor]
-    count: int
+    With several counts [G], every sum has a leading dimension G.
+    """
+
+    def __init__(self, count: Tensor, compute: Callable[[Term], Tensor]) -> None:
+        self._count = count.double()
+        self._compute = compute
+        self._sums: dict[Term, Tensor] = {}
 
     def __getitem__(self, term: Term) -> Tensor:
-        return self.sums[term]
+        if term not in self._sums:
+            self._sums[term] = self._compute(term)
+        return self._sums[term]
 
     def mean(self, term: Term) -> Tensor:
         """Average of a term over the sub-models."""
-        return self.sums[term] / self.count
+        return self[term] / self.count(self[term].dim())
+
+    def count(self, dims: int) -> Tensor:
+        """Number of sub-models, shaped to go with a tensor of `dims` dimensions."""
+        return self._count.reshape(*self._count.shape, *[1] * (dims - self._count.dim()))
+
+
+def _all_but_one(parts: Tensor) -> Tensor:
+    """Sums over dimension 0 without each entry in turn; no subtraction, so that infinities stay what they are."""
+    zero = torch.zeros_like(parts[:1])
+    before = torch.cat([zero, parts[:-1]]).cumsum(0)
+    after = torch.cat([parts[1:], zero]).flip(0).cumsum(0).flip(0)
+    return before + after
 
 
 def centred(batch: EvalBatch, log_p: Tensor) -> Tensor:

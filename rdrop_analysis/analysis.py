@@ -1,0 +1,304 @@
+"""The main job: measure every checkpoint on the same data and compare them with the reference."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from rdrop_analysis.data import Data
+from rdrop_analysis.datasets import load_data
+from rdrop_analysis.errors import RDropAnalysisError, UsageError
+from rdrop_analysis.gallery import most_inconsistent
+from rdrop_analysis.measuring import Measured, measure_subject
+from rdrop_analysis.results import Results
+from rdrop_analysis.subjects import Entry, Models, entries
+from rdrop_analysis.tasks import TASKS
+from rdrop_probes.masks import Masks
+from rdrop_probes.measure import Settings
+from rdrop_probes.records import Comparison, DataRecord, Failure, RunRecord, Unit
+from rdrop_probes.statistics import LEVEL, adjust, compare
+from rdrop_probes.submodels import Strategy
+
+INTERRUPTED = 130
+
+Progress = Callable[[str, int, int], None]
+
+
+def analyze(
+    models: Models,
+    data: object = None,
+    *,
+    sub_models: int = 32,
+    probes: Sequence[str] | None = None,
+    seed: int = 0,
+    masks: Masks = "per-example",
+    strategy: Strategy = "auto",
+    model: Callable[[], nn.Module] | None = None,
+    task: str = "classification",
+    reference: str | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+    unit: Unit = "nats",
+    keep_going: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Results:
+    """Measure the train/inference inconsistency of models trained with dropout.
+
+    Args:
+        models: a checkpoint's path, a module, a sequence of these, or a mapping of names to them.
+        data: a built-in name (`digits`), a file, `mod:callable`, an `(inputs, labels)` pair, or an iterable of
+            batches; None takes the data that a self-describing checkpoint names.
+        sub_models: K, how many sub-models to sample, at least 2.
+        probes: names of the probes to run; None runs all that fit the data.
+        seed: every mask follows from it; the same masks serve all checkpoints of one architecture.
+        masks: "per-example" as in training, or "shared" by all examples, so that a sub-model is one network.
+        strategy: "auto", or "vmap" or "loop" to insist on how sub-models are run.
+        model: builds the module that plain state dicts are loaded into, strictly.
+        task: only "classification" so far.
+        reference: name of the checkpoint the others are compared with; None takes the first trained with
+            alpha 0, else the first.
+        batch_size: examples at a time; None chooses by the size of an example.
+        limit: use only the first examples.
+        device: where to run, such as "cpu" or "cuda".
+        unit: what divergences are shown in.
+        keep_going: collect the failures of single checkpoints in `Results.record.failures` and go on.
+        progress: called with (checkpoint, examples done, examples in all).
+
+    Returns:
+        Results, with the numbers of every checkpoint and their paired comparisons.
+
+    Raises:
+        UsageError: arguments that make no sense.
+        CheckpointError, DataError, UnsafeFileError: see these; with `keep_going` only if nothing was measured.
+    """
+    settings = _settings(sub_models, seed, masks, strategy)
+    if task not in TASKS:
+        raise UsageError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
+    run = _Run(settings, _device(device), model, probes, batch_size, limit, progress, keep_going=keep_going)
+    started = time.monotonic()
+    given = None if data is None else load_data(data, limit)
+    run.measure_all(entries(models), given)
+    config: dict[str, object] = {
+        "sub_models": sub_models,
+        "seed": seed,
+        "masks": masks,
+        "strategy": strategy,
+        "batch_size": batch_size,
+        "limit": limit,
+        "task": task,
+        "probes": list(probes) if probes is not None else run.probes_run(),
+        "unit": unit,
+        "level": LEVEL,
+    }
+    return run.results(reference, config, time.monotonic() - started)
+
+
+@dataclass
+class _Run:
+    """What grows while checkpoints are measured one after the other."""
+
+    settings: Settings
+    device: torch.device
+    factory: Callable[[], nn.Module] | None
+    probes: Sequence[str] | None
+    batch_size: int | None
+    limit: int | None
+    progress: Progress
+    keep_going: bool
+    data: Data | None = None
+    measured: list[Measured] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def measure_all(self, named: Sequence[Entry], given: Data | None) -> None:
+        self.data = given
+        first: RDropAnalysisError | None = None
+        for entry in named:
+            try:
+                self.measured.append(self._measure(entry))
+            except RDropAnalysisError as problem:
+                if not self.keep_going:
+                    raise
+                first = first or problem
+                self.failures.append(Failure(checkpoint=entry.name, message=str(problem), exit_code=problem.exit_code))
+            except KeyboardInterrupt:
+                if not self.keep_going or not self.measured:
+                    raise
+                self.failures.append(Failure(checkpoint=entry.name, message="interrupted", exit_code=INTERRUPTED))
+                return
+        if first is not None and not self.measured:
+            raise first
+
+    def _measure(self, entry: Entry) -> Measured:
+        subject, checkpoint = entry.load(self.factory)
+        if self.data is None:
+            self.data = self._named_by(checkpoint.data if checkpoint else None, entry.name)
+        data = self.data
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            self.progress(entry.name, done, data.n_examples)
+
+        self.progress(entry.name, 0, data.n_examples)
+        subject.model.to(self.device)
+        return measure_subject(
+            subject,
+            data,
+            self.settings,
+            probes=None if self.probes is None else list(self.probes),
+            batch_size=self.batch_size,
+            progress=advance,
+        )
+
+    def _named_by(self, name: str | None, checkpoint: str) -> Data:
+        if name is None:
+            raise UsageError(
+                f"{checkpoint} does not name its data: pass --data with a built-in name, a file or file.py:callable"
+            )
+        return load_data(name, self.limit)
+
+    def probes_run(self) -> list[str]:
+        """Names of the probes that fitted the data."""
+        from rdrop_probes.registry import choose
+
+        return [probe.name for probe in choose(None, labels=self.data is not None and self.data.has_labels)]
+
+    def results(self, reference: str | None, config: dict[str, object], seconds: float) -> Results:
+        if self.data is None or not self.measured:
+            raise UsageError("nothing was measured")
+        chosen = _reference(self.measured, reference)
+        record = RunRecord(
+            tool={"name": "rdrop-analysis", "version": tool_version()},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            environment=_environment(self.device),
+            config=config,
+            data=_data_record(self.data, max(m.n_classes for m in self.measured)),
+            checkpoints=[m.result for m in self.measured],
+            reference=chosen.result.name if len(self.measured) > 1 else None,
+            comparisons=_comparisons(chosen, self.measured),
+            examples=most_inconsistent(self.measured, self.data),
+            warnings=[finding for m in self.measured for finding in m.findings],
+            failures=self.failures,
+        )
+        return Results(record, _per_example(self.measured, self.data))
+
+
+def tool_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version("rdrop-analysis")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _settings(sub_models: int, seed: int, masks: Masks, strategy: Strategy) -> Settings:
+    if seed < 0:
+        raise UsageError(f"the seed must not be negative, {seed} is")
+    try:
+        return Settings(sub_models=sub_models, seed=seed, masks=masks, strategy=strategy)
+    except ValueError as problem:
+        raise UsageError(str(problem)) from problem
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        raise UsageError(f"device {name!r} is not available here: {str(problem).splitlines()[0]}") from problem
+    return device
+
+
+def _reference(measured: Sequence[Measured], name: str | None) -> Measured:
+    if name is not None:
+        found = [m for m in measured if m.result.name == name]
+        if not found:
+            known = ", ".join(m.result.name for m in measured)
+            raise UsageError(f"there is no checkpoint {name!r} to be the reference: choose from {known}")
+        return found[0]
+    baselines = [m for m in measured if m.result.training.get("alpha") == 0]
+    return (baselines or list(measured))[0]
+
+
+def _comparisons(reference: Measured, measured: Sequence[Measured]) -> list[Comparison]:
+    """Every other checkpoint against the reference, on every metric that both have."""
+    comparisons = []
+    for candidate in measured:
+        if candidate is not reference:
+            comparisons += adjust(_pairs(reference, candidate))
+    return comparisons
+
+
+def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
+    return [
+        compare(
+            name,
+            (reference.result.name, reference.columns[name]),
+            (candidate.result.name, candidate.columns[name]),
+            unit=candidate.measurement.units[name],
+            shared_masks=candidate.measurement.shared_masks,
+        )
+        for name in candidate.result.metrics
+        if name in reference.columns
+    ]
+
+
+def _per_example(measured: Sequence[Measured], data: Data) -> pd.DataFrame:
+    """One row a checkpoint and example."""
+    labels = np.concatenate([_labels(piece.labels, len(piece)) for piece in data.pieces])
+    frames = []
+    for m in measured:
+        columns = {
+            name: m.columns[name].values
+            for name in m.result.metrics
+            if m.columns[name].tabulated and len(m.columns[name].values) == len(labels)
+        }
+        fixed = {
+            "checkpoint": m.result.name,
+            "example": np.arange(len(labels)),
+            "label": pd.array(labels, dtype="Int64"),
+            "prediction": m.measurement.predictions.numpy(),
+        }
+        frames.append(pd.DataFrame({**fixed, **columns}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _labels(labels: torch.Tensor | None, n: int) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+    values = np.full(n, None, dtype=object)
+    if labels is not None:
+        values[:] = [None if label < 0 else label for label in labels.tolist()]
+    return values
+
+
+def _data_record(data: Data, n_classes: int) -> DataRecord:
+    return DataRecord(
+        source=data.source,
+        n_examples=data.n_examples,
+        n_classes=n_classes,
+        has_labels=data.has_labels,
+        fingerprint=data.fingerprint,
+        class_names=data.class_names,
+    )
+
+
+def _environment(device: torch.device) -> dict[str, str | int | float | bool | None]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,73 @@
+"""`rdrop-analyze CHECKPOINT...`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rdrop_analysis.commands.options import FORMATS, AutoInt, NameList, factory, model_and_data, output, verbosity
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...", type=click.Path(path_type=Path))
+@model_and_data
+@click.option("--task", type=click.Choice(["classification"]), default="classification", show_default=True)
+@click.option("--probes", type=NameList(), help="Which probes to run. Default: all that fit the data.")
+@click.option("--sub-models", metavar="N", type=int, default=32, show_default=True, help="How many to sample.")
+@click.option(
+    "--masks",
+    type=click.Choice(["per-example", "shared"]),
+    default="per-example",
+    show_default=True,
+    help="Masks drawn for each example, as in training, or one for all: fixed sub-networks.",
+)
+@click.option("--batch-size", type=AutoInt(), default="auto", show_default=True)
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use only the first N examples.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="All masks follow from it.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--strategy", type=click.Choice(["auto", "vmap", "loop"]), default="auto", show_default=True)
+@click.option("--reference", metavar="NAME", help="Compared with. Default: the first of alpha 0, else the first.")
+@output("rdrop-report")
+@click.option(
+    "--format", "formats", type=NameList(FORMATS), default="html,png,json,csv", show_default=True, help="What to write."
+)
+@click.option("--unit", type=click.Choice(["nats", "bits"]), default="nats", show_default=True)
+@click.option("--trust-code", is_flag=True, help="Run factories that an rdrop.toml beside the checkpoint names.")
+@verbosity
+@click.pass_context
+def analyze(ctx: click.Context, /, checkpoints: tuple[Path, ...], trust_code: bool, **given: Any) -> None:
+    """Measure checkpoints on the same data and compare them.
+
+    A checkpoint is a self-describing file of `rdrop-analyze train`, or a state dict (.pt, .pth,
+    .bin, .ckpt, .safetensors) with --model. Options that are not given are looked for in an
+    rdrop.toml beside the checkpoint, then in [tool.rdrop-analysis] of ./pyproject.toml.
+    """
+    from rdrop_analysis.config import fill_from_files
+
+    settings = fill_from_files(ctx, given, checkpoints, trust_code=trust_code)
+    _run(ctx, checkpoints, settings)
+
+
+def _run(ctx: click.Context, checkpoints: tuple[Path, ...], settings: dict[str, Any]) -> None:
+    from rdrop_analysis.analysis import INTERRUPTED
+    from rdrop_analysis.analysis import analyze as run
+    from rdrop_analysis.output import check_writable
+    from rdrop_analysis.terminal import progress_bars, show
+
+    directory, formats, quiet = (settings.pop(name) for name in ("output", "formats", "quiet"))
+    check_writable(directory)
+    with progress_bars(quiet=quiet) as progress:
+        results = run(
+            list(checkpoints),
+            model=factory(settings.pop("model")),
+            progress=progress,
+            keep_going=True,
+            **settings,
+        )
+    results.save(directory, formats)
+    show(results, directory, formats, quiet=quiet)
+    codes = [failure.exit_code for failure in results.record.failures]
+    if codes:
+        ctx.exit(INTERRUPTED if INTERRUPTED in codes else codes[0])

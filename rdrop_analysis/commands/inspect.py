@@ -1,0 +1,22 @@
+"""`rdrop-analyze inspect CHECKPOINT`: what is in a file, without building a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rdrop_analysis.commands.options import verbosity
+
+
+@click.command()
+@click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@verbosity
+def inspect(checkpoint: Path, quiet: bool) -> None:
+    """Show what a checkpoint holds: format, architecture, training settings, tensors. Never runs code from it."""
+    from rdrop_analysis.inspection import inspect_checkpoint
+    from rdrop_analysis.terminal import show_contents
+
+    contents = inspect_checkpoint(checkpoint)
+    if not quiet:
+        show_contents(contents)

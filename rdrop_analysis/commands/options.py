@@ -1,0 +1,96 @@
+"""Options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from torch import nn
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FORMATS = ("html", "png", "svg", "pdf", "json", "csv")
+MODEL_HELP = "What builds the module for a plain state dict: pkg.mod:callable or path/file.py:callable."
+DATA_HELP = (
+    "What to measure on: digits, fashion-mnist, a .npz, .pt or .safetensors file with inputs (or x) and labels"
+    " (or y), or file.py:callable. Default: what the checkpoint names."
+)
+
+
+class AutoInt(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """A whole number of at least 1, or `auto`, which is None."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Number or None."""
+        if value == "auto":
+            return None
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is neither a whole number of at least 1 nor auto", param, ctx)
+        return number
+
+
+class NameList(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """Names separated by commas, from a fixed set or any."""
+
+    name = "a,b"
+
+    def __init__(self, allowed: tuple[str, ...] = ()) -> None:
+        self.allowed = allowed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """List of names."""
+        names = value if isinstance(value, list | tuple) else [part.strip() for part in str(value).split(",")]
+        unknown = [name for name in names if self.allowed and name not in self.allowed]
+        if unknown or not all(names):
+            self.fail(f"{unknown[0] if unknown else value!r} is not one of {', '.join(self.allowed)}", param, ctx)
+        return list(names)
+
+
+def verbosity(command: F) -> F:
+    """`-v` (remembered for errors) and `-q`."""
+
+    def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+        ctx.meta["verbose"] = value
+        return value
+
+    command = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(command)
+    return click.option(
+        "-v", "--verbose", is_flag=True, callback=remember, expose_value=False, help="Show the traceback of an error."
+    )(command)
+
+
+def model_and_data(command: F) -> F:
+    """`--model` and `--data`."""
+    command = click.option("--data", metavar="SPEC", help=DATA_HELP)(command)
+    return click.option("--model", metavar="SPEC", help=MODEL_HELP)(command)
+
+
+def output(default: str) -> Callable[[F], F]:
+    """`--output DIR`."""
+    return click.option(
+        "--output",
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path(default),
+        show_default=True,
+        help="Where results are written.",
+    )
+
+
+def factory(spec: str | None) -> Callable[[], nn.Module] | None:
+    """What `--model` names."""
+    if spec is None:
+        return None
+    from rdrop_analysis.factories import resolve
+
+    return resolve(spec)

@@ -1,0 +1,102 @@
+"""Options from files: `[tool.rdrop-analysis]` in ./pyproject.toml, and an `rdrop.toml` beside the checkpoint."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from rdrop_analysis.errors import UnsafeFileError, UsageError
+
+OWN_FILE = "rdrop.toml"
+TABLE = "rdrop-analysis"
+NOT_FROM_FILES = frozenset({"checkpoints", "trust_code"})
+
+
+def fill_from_files(
+    ctx: click.Context, given: Mapping[str, Any], checkpoints: Sequence[Path], *, trust_code: bool
+) -> dict[str, Any]:
+    """Options with those that were not given on the command line taken from files, the nearest first.
+
+    Raises:
+        UsageError: a file is not TOML, or has an option that does not exist or does not fit.
+        UnsafeFileError: an rdrop.toml outside the current directory names code to run, without `trust_code`.
+    """
+    settings = dict(given)
+    for path, table in _tables(checkpoints[0].parent):
+        for key, value in table.items():
+            parameter = _parameter(ctx, path, key)
+            name = parameter.name or ""
+            if name in settings and ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+                value = _in_place(path, name, value)
+                _check_trusted(path, name, value, trust_code=trust_code)
+                settings[name] = _converted(ctx, parameter, path, key, value)
+    return settings
+
+
+def _tables(beside: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Tables that apply, the farthest first so that the nearer ones are written over them."""
+    tables = []
+    project = Path("pyproject.toml")
+    if project.is_file():
+        table = _read(project).get("tool", {}).get(TABLE)
+        if isinstance(table, dict):
+            tables.append((project, table))
+    own = beside / OWN_FILE
+    if own.is_file():
+        tables.append((own, _read(own)))
+    return tables
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UsageError(f"{path} cannot be read: {problem}") from problem
+
+
+def _parameter(ctx: click.Context, path: Path, key: str) -> click.Parameter:
+    by_key = {
+        option.lstrip("-"): parameter
+        for parameter in ctx.command.params
+        for option in parameter.opts
+        if option.startswith("--") and parameter.name not in NOT_FROM_FILES
+    }
+    if key not in by_key:
+        raise UsageError(f"{path}: there is no option {key!r}: choose from {', '.join(sorted(by_key))}")
+    return by_key[key]
+
+
+def _in_place(path: Path, name: str, value: Any) -> Any:
+    """Files that are named relative to the configuration file, as paths from here."""
+    if name not in ("model", "data") or not isinstance(value, str):
+        return value
+    place, colon, rest = value.partition(":")
+    near = path.parent / place
+    return f"{near}{colon}{rest}" if near.is_file() else value
+
+
+def _check_trusted(path: Path, name: str, value: Any, *, trust_code: bool) -> None:
+    """A directory somebody else made must not get its code run by lying around: only the current one may."""
+    is_code = name in ("model", "data") and isinstance(value, str) and ":" in value and not _is_built_in(value)
+    if is_code and not trust_code and path.parent.resolve() != Path.cwd():
+        raise UnsafeFileError(
+            f"{path} names code to run ({name} = {value!r}): pass --{name} yourself, or --trust-code if it is yours"
+        )
+
+
+def _is_built_in(value: str) -> bool:
+    from rdrop_analysis.builtin_data import BUILT_IN
+
+    return value in BUILT_IN
+
+
+def _converted(ctx: click.Context, parameter: click.Parameter, path: Path, key: str, value: Any) -> Any:
+    try:
+        return parameter.type_cast_value(ctx, value)
+    except click.BadParameter as problem:
+        raise UsageError(f"{path}: {key}: {problem.message}") from problem

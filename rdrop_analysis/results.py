@@ -1,0 +1,115 @@
+"""The results of an analysis as users hold them: DataFrames to compute with, files to keep, a report to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rdrop_analysis.errors import DataError, UsageError
+from rdrop_analysis.output import write_all
+from rdrop_probes.records import RunRecord, Unit, in_unit, read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+RESULTS = "results.json"
+PER_EXAMPLE = "per_example.csv"
+FORMATS = ("html", "png", "svg", "pdf", "json", "csv")
+DEFAULT_FORMATS = ("html", "png", "json", "csv")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an analysis found.
+
+    Attributes:
+        record: everything, as plain data; divergences in nats.
+        per_example: one row a checkpoint and example: `checkpoint`, `example`, `label`, `prediction` and one
+            column a metric (nats), or None if the results were read from a file without it.
+    """
+
+    record: RunRecord
+    per_example: pd.DataFrame | None
+
+    @property
+    def unit(self) -> Unit:
+        """Unit that divergences are shown in: the run's own choice."""
+        return "bits" if self.record.config.get("unit") == "bits" else "nats"
+
+    @property
+    def shown(self) -> RunRecord:
+        """The record in the unit to be shown."""
+        return in_unit(self.record, self.unit)
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row a checkpoint and metric: estimate, interval, unit, number of examples."""
+        from rdrop_reports.tables import summary_frame
+
+        return summary_frame(self.shown)
+
+    @property
+    def comparisons(self) -> pd.DataFrame:
+        """One row a candidate and metric: difference to the reference, interval, ratio, p-values."""
+        from rdrop_reports.tables import comparisons_frame
+
+        return comparisons_frame(self.shown)
+
+    def save(self, directory: str | Path, formats: Sequence[str] = DEFAULT_FORMATS) -> Path:
+        """Write report.html, figures/, results.json, summary.csv and per_example.csv; returns the directory.
+
+        Files appear whole or not at all, and `results.json` first, so that the numbers are safe before the
+        figures are drawn.
+
+        Raises:
+            UsageError: an unknown format.
+            DataError: the directory cannot be written.
+        """
+        if unknown := [name for name in formats if name not in FORMATS]:
+            raise UsageError(f"unknown format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
+        return write_all(self, Path(directory), formats)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the HTML report alone."""
+        from rdrop_analysis.safe_io import write_whole
+
+        path = Path(path)
+        write_whole(path, self.page().encode(), DataError)
+        return path
+
+    def page(self) -> str:
+        """The report as one HTML page."""
+        from rdrop_reports.page import render_page
+
+        return render_page(self.shown, self.per_example)
+
+    def _repr_html_(self) -> str:
+        """The comparisons, or the summary of a single checkpoint, as a table for notebooks."""
+        table = self.comparisons if self.record.comparisons else self.summary
+        return str(table.to_html(index=False, escape=True, float_format="{:.4g}".format))
+
+
+def load_results(path: str | Path) -> Results:
+    """Read results back from a `results.json` or its directory, with the per-example table if it is there.
+
+    Raises:
+        DataError: the files cannot be read or are not results.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    path = path / RESULTS if path.is_dir() else path
+    try:
+        record = read_record(path)
+    except (OSError, ValueError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem).splitlines()[0]
+        raise DataError(f"{path} cannot be read as results: {reason}") from problem
+    table = path.with_name(PER_EXAMPLE)
+    try:
+        per_example = pd.read_csv(table) if table.exists() else None
+    except (OSError, ValueError) as problem:
+        raise DataError(f"{table} cannot be read: {str(problem).splitlines()[0]}") from problem
+    return Results(record, per_example)

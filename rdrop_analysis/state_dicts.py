@@ -1,0 +1,145 @@
+"""Find the state dict in what a file held, and fit it into a model, strictly.
+
+Checkpoints nest their weights under a handful of usual keys, and wrappers (DataParallel, torch.compile,
+averaged models, Lightning) put prefixes before the parameters' names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from rdrop_analysis.errors import CheckpointError
+from rdrop_analysis.safe_io import printable
+
+StateDict = dict[str, Tensor]
+
+NESTED_UNDER = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "ema",
+    "ema_state_dict",
+    "state_dict_ema",
+    "model_ema",
+    "ema_model",
+)
+"""Keys that weights are looked for under, in this order: a plain model is preferred to its moving average."""
+
+WRAPPERS = frozenset({"module", "_orig_mod", "model", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of a parameter's name that wrappers add."""
+
+_SHOWN = 3  # names of each kind listed in an error message
+
+
+def find_state_dict(path: Path, content: object) -> StateDict:
+    """Return the state dict in a file's content: the content itself, or what is under one of `NESTED_UNDER`.
+
+    Raises `CheckpointError` if there is none, or if its values are not all tensors.
+    """
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()")
+    found = _with_tensors(content)
+    if found is None:
+        raise CheckpointError(f"{path} holds no tensors{_keys_found(content)}: save model.state_dict()")
+    return {_checked_name(path, name): _checked_tensor(path, name, value) for name, value in found.items()}
+
+
+def _with_tensors(content: object, depth: int = 3) -> Mapping[object, object] | None:
+    """Return the mapping that has tensors for values: nested under a usual key, or the content itself."""
+    if not isinstance(content, Mapping) or depth == 0:
+        return None
+    for key in NESTED_UNDER:
+        inner = _with_tensors(content.get(key), depth - 1)
+        if inner is not None:
+            return inner
+    return content if any(isinstance(value, Tensor) for value in content.values()) else None
+
+
+def fit(path: Path, model: nn.Module, state: StateDict, *, assign: bool = False) -> None:
+    """Load a state dict into a model, strictly, with the floating-point types of the file.
+
+    Wrapper prefixes are removed or added if that makes the names agree. `assign` puts the file's tensors in
+    place of the model's, which need then hold no memory (device "meta").
+
+    Raises `CheckpointError` naming the missing, unexpected and ill-shaped entries.
+    """
+    renamed = rename_to_fit(state, model.state_dict())
+    check_fit(path, model, renamed)
+    _adopt_dtypes(model, renamed)
+    model.load_state_dict(renamed, strict=True, assign=assign)
+
+
+def rename_to_fit(state: StateDict, expected: Collection[str]) -> StateDict:
+    """Return the state dict under the expected names, if they pair up once `WRAPPERS` are dropped."""
+    names = {_unwrapped(name): name for name in expected}
+    by_name = {_unwrapped(name): tensor for name, tensor in state.items() if name != "n_averaged"}
+    complete = len(names) == len(expected) and len(by_name) == len(state) - ("n_averaged" in state)
+    if set(state) == set(expected) or not complete or by_name.keys() != names.keys():
+        return state
+    return {names[name]: tensor for name, tensor in by_name.items()}
+
+
+def check_fit(path: Path, model: nn.Module, state: StateDict) -> None:
+    """Raise `CheckpointError`, in one line, unless names and shapes are exactly the model's."""
+    expected = model.state_dict()
+    shapes = [
+        f"{printable(name)} is {_shape(state[name])} in the file, {_shape(tensor)} in the model"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    missing = [printable(name) for name in expected if name not in state]
+    unexpected = [printable(name) for name in state if name not in expected]
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if found:
+        raise CheckpointError(f"{path} does not fit the model: {'; '.join(found)}")
+
+
+def _adopt_dtypes(model: nn.Module, state: StateDict) -> None:
+    """Give the model's floating-point parameters and buffers the types they have in the file."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and state[name].is_floating_point():
+            tensor.data = tensor.data.to(state[name].dtype)
+
+
+def _unwrapped(name: str) -> str:
+    """Return a parameter's name without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _checked_name(path: Path, name: object) -> str:
+    """Return a key of a state dict, which must be a string."""
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path} has the key {printable(name)}, not a parameter's name: save model.state_dict()")
+    return name
+
+
+def _checked_tensor(path: Path, name: object, value: object) -> Tensor:
+    """Return a value of a state dict, which must be a tensor."""
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise CheckpointError(f"{path}: {printable(name)} is a {kind}, not a tensor: save model.state_dict()")
+    return value.detach()
+
+
+def _keys_found(content: Mapping[object, object]) -> str:
+    """Return the first keys of a dictionary, in brackets."""
+    keys = ", ".join(printable(key, 30) for key in list(content)[:5])
+    return f" (its keys: {keys})" if keys else ""
+
+
+def _shape(tensor: Tensor) -> str:
+    """Return a shape as 3x2; a scalar's is "scalar"."""
+    return "x".join(map(str, tensor.shape)) or "scalar"

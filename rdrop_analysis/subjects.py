@@ -1,0 +1,70 @@
+"""From what a user names (paths, modules) to models with names of their own, each loaded when its turn comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rdrop_analysis.checkpoints import LoadedCheckpoint, load_checkpoint
+from rdrop_analysis.errors import UsageError
+from rdrop_analysis.measuring import Subject
+
+Model = str | Path | nn.Module
+Models = Model | Sequence[Model] | Mapping[str, Model]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that was named, not loaded yet."""
+
+    name: str
+    model: Model
+
+    def load(self, factory: Callable[[], nn.Module] | None) -> tuple[Subject, LoadedCheckpoint | None]:
+        """The model itself, and the checkpoint it came from, if any."""
+        if isinstance(self.model, nn.Module):
+            return Subject(self.name, self.model, type(self.model).__name__), None
+        found = load_checkpoint(self.model, factory)
+        subject = Subject(self.name, found.model, found.architecture, str(found.path), found.sha256, found.training)
+        return subject, found
+
+
+def entries(models: Models) -> list[Entry]:
+    """Every model with a name: its key, else its file's stem, lengthened until names differ.
+
+    Raises:
+        UsageError: there is none, or one is given twice.
+    """
+    if isinstance(models, Mapping):
+        named = [Entry(str(name), model) for name, model in models.items()]
+    else:
+        listed = [models] if isinstance(models, str | Path | nn.Module) else list(models)
+        named = [Entry(name, model) for name, model in zip(_names(listed), listed, strict=True)]
+    if not named:
+        raise UsageError("no checkpoint given: name at least one file")
+    if twice := [name for name, count in Counter(entry.name for entry in named).items() if count > 1]:
+        raise UsageError(f"{twice[0]} is given twice")
+    return named
+
+
+def _names(models: Sequence[Model]) -> list[str]:
+    paths = [Path(f"model-{i}" if isinstance(m, nn.Module) else m) for i, m in enumerate(models, 1)]
+    return list(_distinct(paths))
+
+
+def _distinct(paths: Sequence[Path]) -> Iterator[str]:
+    """Stems; where they clash, with as many parent folders as tell them apart; at last the file's own name."""
+    for path in paths:
+        rivals = [other for other in paths if other != path]
+        candidates = ["/".join([*path.parent.parts[len(path.parent.parts) - n :], path.stem]) for n in range(5)]
+        taken = [_tails(other) for other in rivals]
+        yield next((c for c in candidates if not any(c in tails for tails in taken)), str(path))
+
+
+def _tails(path: Path) -> set[str]:
+    parts = path.parent.parts
+    return {"/".join([*parts[len(parts) - n :], path.stem]) for n in range(min(5, len(parts) + 1))}

@@ -1,0 +1,147 @@
+"""What the terminal shows: progress while it takes long, then verdict, table and where the files are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rdrop_probes.records import RunRecord, SiteRecord
+from rdrop_reports.definitions import is_share, label, unit_text
+from rdrop_reports.tables import format_estimate
+from rdrop_reports.verdict import caveats, headline, verdicts
+
+if TYPE_CHECKING:
+    from rdrop_analysis.inspection import Contents
+    from rdrop_analysis.results import Results
+
+HEADLINE_METRICS = (
+    "epkl",
+    "kl_sub_to_eval",
+    "flip_rate",
+    "accuracy_eval",
+    "accuracy_sub",
+    "accuracy_mean",
+    "nll_eval",
+    "nll_sub",
+    "nll_mean",
+    "ece_eval",
+    "jacobian_fisher",
+    "predicted_epkl",
+    "epkl_over_predicted",
+)
+MAX_COLUMNS = 6
+MAX_TENSORS = 40
+
+
+@contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each checkpoint on standard error; nothing where that is not a terminal."""
+    with _bars(quiet=quiet) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(escape(name), total=total)
+            bars.update(tasks[name], completed=done)
+
+        yield advance
+
+
+@contextmanager
+def training_bar(title: str, epochs: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """One bar over epochs."""
+    with _bars(quiet=quiet) as bars:
+        task = bars.add_task(f"training {title}", total=epochs)
+        yield lambda done: bars.update(task, completed=done)
+
+
+def show(results: Results, directory: Path, formats: Sequence[str], *, quiet: bool) -> None:
+    """Verdict, warnings, table and paths; failures go to standard error even when quiet."""
+    record = results.shown
+    console = Console(highlight=False, soft_wrap=True)
+    if not quiet:
+        _show_verdict(console, record)
+        console.print(_metrics_table(record))
+        _show_files(console, directory, formats)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    for failure in record.failures:
+        errors.print(f"Error: {escape(failure.checkpoint)} was not measured: {escape(failure.message)}")
+
+
+def show_sites(sites: Sequence[SiteRecord]) -> None:
+    """One row a site."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not sites:
+        console.print("The model draws nothing: it has no active dropout.")
+        return
+    table = Table("site", "kind", "rate", "mask for one example", "in eval mode", "mask per example")
+    for site in sites:
+        rate = "" if site.rate is None else f"{site.rate:g}"
+        shape = " x ".join(map(str, site.mask_shape)) or "1"
+        eval_mode = "draws" if site.fires_in_eval else "silent"
+        table.add_row(escape(site.label), site.kind, rate, shape, eval_mode, "yes" if site.per_example else "no")
+    console.print(table)
+    console.print(f"{len(sites)} site(s)")
+
+
+def show_contents(contents: Contents) -> None:
+    """What `inspect` found."""
+    console = Console(highlight=False, soft_wrap=True)
+    kind = "state dict" if contents.description is None else "self-describing checkpoint"
+    console.print(f"{escape(str(contents.path))}: {kind}, sha256 {contents.sha256}")
+    for name, value in (contents.description or {}).items():
+        console.print(f"  {escape(name)}: {escape(value)}")
+    table = Table("tensor", "shape", "dtype")
+    for name, tensor in list(contents.tensors.items())[:MAX_TENSORS]:
+        shape = " x ".join(map(str, tensor.shape)) or "scalar"
+        table.add_row(escape(name), shape, str(tensor.dtype).removeprefix("torch."))
+    console.print(table)
+    hidden = len(contents.tensors) - MAX_TENSORS
+    more = f", {hidden} of them not shown" if hidden > 0 else ""
+    console.print(f"{len(contents.tensors)} tensors{more}, {contents.n_values:,} numbers")
+
+
+def _bars(*, quiet: bool) -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
+
+
+def _show_verdict(console: Console, record: RunRecord) -> None:
+    console.print(f"[bold]{escape(headline(record))}[/bold]")
+    for verdict in verdicts(record):
+        console.print(escape(" ".join(filter(None, (verdict.sentence, verdict.context)))))
+    for caveat in caveats(record):
+        console.print(escape(caveat), style="dim")
+    for warning in record.warnings:
+        where = f"{escape(warning.checkpoint)}: " if warning.checkpoint else ""
+        console.print(f"[yellow]Warning:[/yellow] {where}{escape(warning.message)}")
+
+
+def _metrics_table(record: RunRecord) -> Table:
+    shown = record.checkpoints[:MAX_COLUMNS]
+    table = Table("metric", *(escape(checkpoint.name) for checkpoint in shown))
+    for name in HEADLINE_METRICS:
+        found = [checkpoint.metrics.get(name) for checkpoint in shown]
+        unit = next((metric.unit for metric in found if metric is not None), None)
+        if unit is not None:
+            title = f"{label(name)} ({text})" if (text := unit_text(name, unit)) else label(name)
+            table.add_row(escape(title), *(escape(format_estimate(m, percent=is_share(name))) for m in found))
+    hidden = len(record.checkpoints) - len(shown)
+    table.caption = f"{hidden} more in summary.csv" if hidden else None
+    return table
+
+
+def _show_files(console: Console, directory: Path, formats: Sequence[str]) -> None:
+    if "html" in formats:
+        console.print(f"report: {escape(str(directory / 'report.html'))}")
+    others = [name for name in formats if name != "html"]
+    if others:
+        console.print(f"also in {escape(str(directory))}: {', '.join(others)}")

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from rdrop_analysis.cli import main
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+class NoDropout(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+
+class Dirty(Net):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5)
+
+class Interrupted(Net):
+    def forward(self, x):
+        raise KeyboardInterrupt
+
+models = [Interrupted, Net]
+
+def interrupted_in_the_second():
+    return models.pop()()
+
+class Nan(Net):
+    def forward(self, x):
+        return super().forward(x) * torch.nan
+
+def broken():
+    raise ValueError("no weights today")
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's directory: net.py, two state dicts, test.npz."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    generator = np.random.default_rng(0)
+    np.savez("test.npz", x=generator.normal(size=(40, 5)), y=generator.integers(0, 3, 40))
+    for seed, name in enumerate(("baseline.pt", "rdrop.pt")):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+        torch.save(net.state_dict(), name)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+COMMON = ("--model", "net.py:Net", "--data", "test.npz", "--sub-models", "4", "--format", "json,csv")
+
+
+def test_the_bare_command_analyses_and_writes_what_can_be_loaded(project):
+    done = run("baseline.pt", "rdrop.pt", "--model", "net.py:Net", "--data", "test.npz", "--sub-models", "4")
+    assert done.exit_code == 0, done.output
+    assert "EPKL" in done.output
+    assert "report.html" in done.output
+    written = {p.name for p in Path("rdrop-report").iterdir()}
+    assert written == {"report.html", "figures", "results.json", "summary.csv", "per_example.csv"}
+    assert (project / "rdrop-report/figures/epkl.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((project / "rdrop-report/results.json").read_text(), parse_constant=pytest.fail)
+    assert [c["name"] for c in record["checkpoints"]] == ["baseline", "rdrop"]
+    assert record["schema_version"] == 1
+
+
+def test_quiet_prints_nothing(project):
+    done = run("baseline.pt", *COMMON, "-q")
+    assert (done.exit_code, done.output) == (0, "")
+
+
+def test_checkpoints_of_one_name_are_told_apart_by_their_folders(project):
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path("baseline.pt").rename(f"{folder}/model.pt") if folder == "a" else Path("rdrop.pt").rename("b/model.pt")
+    assert run("a/model.pt", "b/model.pt", *COMMON).exit_code == 0
+    record = json.loads(Path("rdrop-report/results.json").read_text())
+    assert [c["name"] for c in record["checkpoints"]] == ["a/model", "b/model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["missing.pt"], 4, "missing.pt"),
+        (["net.py"], 4, "net.py"),
+        (["baseline.pt", "--sub-models", "1"], 2, "at least 2"),
+        (["baseline.pt", "--probes", "nonsense"], 2, "unknown probe 'nonsense'"),
+        (["baseline.pt", "--format", "docx"], 2, "docx"),
+        (["baseline.pt", "--batch-size", "0"], 2, "at least 1"),
+        (["baseline.pt", "--frobnicate"], 2, "frobnicate"),
+        (["baseline.pt", "--data", "nowhere.npz"], 4, "nowhere.npz"),
+        (["baseline.pt", "--data", "nonsense"], 4, "known are digits"),
+        (["baseline.pt", "--model", "net.py:Nett"], 2, "did you mean Net"),
+        (["baseline.pt", "--model", "net.py"], 2, "pkg.mod:callable"),
+        (["baseline.pt", "--model", "net.py:broken"], 2, "no weights today"),
+        (["baseline.pt", "--model", "net.py:Nan"], 4, "not finite"),
+        (["baseline.pt", "--reference", "nobody"], 2, "there is no checkpoint 'nobody'"),
+        (["baseline.pt", "--output", "net.py/out"], 4, "--output"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_exit_code(arguments, exit_code, message, project):
+    done = run(*COMMON, *arguments)
+    assert done.exit_code == exit_code, done.output
+    error = [line for line in done.output.splitlines() if line.startswith("Error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert "Traceback" not in done.output
+
+
+def test_weights_without_a_model_say_what_to_pass(project):
+    done = run("baseline.pt", "--data", "test.npz")
+    assert done.exit_code == 2
+    assert "--model" in done.output
+
+
+def test_a_state_dict_that_does_not_fit_names_the_keys(project):
+    state = torch.load("baseline.pt")
+    state["9.bias"] = state.pop("0.bias")
+    torch.save(state, "other.pt")
+    done = run("other.pt", *COMMON)
+    assert done.exit_code == 4
+    assert "0.bias" in done.output
+    assert "9.bias" in done.output
+
+
+def test_a_pickled_module_is_refused_as_unsafe_and_named(project):
+    torch.save(nn.Linear(2, 2), "module.pt")
+    done = run("module.pt", *COMMON)
+    assert done.exit_code == 3
+    assert "torch.nn.modules.linear.Linear" in done.output
+
+
+def test_verbose_shows_where_an_error_came_from(project):
+    assert "Traceback" in run("missing.pt", *COMMON, "-v").output
+
+
+def test_the_failure_of_one_checkpoint_still_delivers_the_others(project):
+    Path("third.pt").write_bytes(Path("baseline.pt").read_bytes()[:200])
+    done = run("baseline.pt", "rdrop.pt", "third.pt", *COMMON)
+    assert done.exit_code == 4
+    assert "third was not measured" in done.output
+    record = json.loads(Path("rdrop-report/results.json").read_text())
+    assert [c["name"] for c in record["checkpoints"]] == ["baseline", "rdrop"]
+    assert [f["checkpoint"] for f in record["failures"]] == ["third"]
+
+
+@pytest.mark.parametrize(("model", "code"), [("NoDropout", "no_dropout"), ("Dirty", "dirty_eval")])
+def test_findings_are_warnings_in_results_json(model, code, project):
+    if model == "NoDropout":
+        state = torch.load("baseline.pt")
+        torch.save({key.replace("3.", "2."): value for key, value in state.items()}, "baseline.pt")
+    done = run(*COMMON, "baseline.pt", "--model", f"net.py:{model}")
+    assert done.exit_code == 0, done.output
+    record = json.loads(Path("rdrop-report/results.json").read_text())
+    assert code in [w["code"] for w in record["warnings"]]
+    assert "Warning" in done.output
+
+
+def test_report_is_drawn_again_without_a_model(project):
+    assert run("baseline.pt", *COMMON).exit_code == 0
+    done = run("report", "rdrop-report/results.json", "--unit", "bits", "--output", "again")
+    assert done.exit_code == 0, done.output
+    assert "bits" in Path("again/report.html").read_text()
+    assert Path("again/figures/epkl.png").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1}', b"\x80\x04."])
+def test_report_refuses_what_is_not_results(content, project):
+    Path("results.json").write_bytes(content)
+    done = run("report", "results.json")
+    assert done.exit_code == 4
+    assert "results.json" in done.output
+
+
+def test_sites_lists_every_draw(project):
+    done = run("sites", "baseline.pt", "--model", "net.py:Net", "--data", "test.npz")
+    assert done.exit_code == 0, done.output
+    assert "0.3" in done.output
+    assert "1 site(s)" in done.output
+
+
+def test_inspect_shows_what_a_file_holds(project):
+    done = run("inspect", "baseline.pt")
+    assert done.exit_code == 0
+    assert "state dict" in done.output
+    assert "16 x 5" in done.output
+
+
+def test_train_writes_a_checkpoint_that_needs_no_options(project):
+    assert run("train", "digits", "--alpha", "1", "--epochs", "1", "--output", "d.pt", "-q").exit_code == 0
+    done = run("d.pt", "--sub-models", "2", "--limit", "20", "--format", "json")
+    assert done.exit_code == 0, done.output
+    (checkpoint,) = json.loads(Path("rdrop-report/results.json").read_text())["checkpoints"]
+    assert checkpoint["training"]["alpha"] == 1
+    assert "alpha: 1.0" in run("inspect", "d.pt").output
+
+
+def test_options_come_from_rdrop_toml_beside_the_checkpoint(project):
+    Path("rdrop.toml").write_text('model = "net.py:Net"\ndata = "test.npz"\nsub-models = 3\nformat = ["json"]\n')
+    assert run("baseline.pt").exit_code == 0
+    assert json.loads(Path("rdrop-report/results.json").read_text())["config"]["sub_models"] == 3
+    assert run("baseline.pt", "--sub-models", "5").exit_code == 0
+    assert json.loads(Path("rdrop-report/results.json").read_text())["config"]["sub_models"] == 5
+
+
+def test_options_come_from_the_projects_pyproject(project):
+    Path("pyproject.toml").write_text('[tool.rdrop-analysis]\nmodel = "net.py:Net"\ndata = "test.npz"\n')
+    assert run("baseline.pt", "--sub-models", "2", "--format", "json").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("modle = 1", "no option 'modle'"), ("seed = -1", "seed"), ("seed = ", "cannot be read")]
+)
+def test_a_bad_configuration_file_is_named(text, message, project):
+    Path("rdrop.toml").write_text(text)
+    done = run("baseline.pt", *COMMON[:-2])
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "rdrop.toml" in done.output
+
+
+def test_code_named_in_a_foreign_folder_is_not_run_unasked(project):
+    folder = Path("downloaded")
+    folder.mkdir()
+    Path("baseline.pt").rename(folder / "baseline.pt")
+    (folder / "evil.py").write_text("import pathlib\npathlib.Path('ran').touch()\ndef Net(): ...\n")
+    (folder / "rdrop.toml").write_text('model = "evil.py:Net"\ndata = "test.npz"\n')
+    done = run("downloaded/baseline.pt")
+    assert done.exit_code == 3
+    assert "--trust-code" in done.output
+    assert not Path("ran").exists()
+    run("downloaded/baseline.pt", "--trust-code")
+    assert Path("ran").exists()
+
+
+def test_help_is_quick_and_loads_no_torch():
+    code = (
+        "import sys; from rdrop_analysis.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - own code
+    assert not {"torch", "numpy", "pandas", "matplotlib", "rich"} & set(done.stdout.split())
+
+
+def test_an_interrupt_keeps_what_was_finished(project):
+    done = run("baseline.pt", "rdrop.pt", *COMMON, "--model", "net.py:interrupted_in_the_second")
+    assert done.exit_code == 130
+    assert "Traceback" not in done.output
+    record = json.loads(Path("rdrop-report/results.json").read_text())
+    assert [c["name"] for c in record["checkpoints"]] == ["baseline"]
+
+
+def test_an_interrupt_before_anything_is_finished_says_so(project):
+    done = run("rdrop.pt", *COMMON, "--model", "net.py:Interrupted")
+    assert done.exit_code == 130
+    assert "interrupted" in done.output
