@@ -1,0 +1,186 @@
+"""What each number means: the one place for labels, formulas, units, directions and sources."""
+
+# ruff: noqa: RUF001 - formulas use the mathematical minus sign
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Kind = Literal["divergence", "share", "plain"]
+Direction = Literal["lower", "higher", "zero", "one", "none"]
+
+R_DROP = "Liang et al. 2021, R-Drop (arXiv:2106.14448)"
+MALININ = "Malinin & Gales 2021 (arXiv:2002.07650)"
+BALD = "Houlsby et al. 2011, BALD (arXiv:1112.5745)"
+MC_DROPOUT = "Gal & Ghahramani 2016, MC dropout (arXiv:1506.02142)"
+WEI = "Wei, Kakade & Ma 2020 (arXiv:2002.12915)"
+MA = "Ma et al. 2017 (arXiv:1609.08017)"
+GUO = "Guo et al. 2017 (arXiv:1706.04599)"
+HOFFMAN = "Hoffman, Roberts & Yaida 2019 (arXiv:1908.02729)"
+NOVAK = "Novak et al. 2018 (arXiv:1802.08760)"
+SOKOLIC = "Sokolić et al. 2017 (arXiv:1605.08254)"
+BRIER = "Brier 1950"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One metric: `kind` says how it is shown (nats or bits, a percentage, or a bare number).
+
+    `direction` is where a consistent, accurate model lies: lower, higher, at zero, at one, or nowhere in
+    particular.
+    """
+
+    label: str
+    formula: str
+    meaning: str
+    kind: Kind
+    direction: Direction
+    source: str
+
+
+DIRECTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "lower": "lower is better",
+        "higher": "higher is better",
+        "zero": "closer to 0 is better",
+        "one": "closer to 1: the response to dropout is closer to linear",
+        "none": "no better direction",
+    }
+)
+
+_MODES = {
+    "eval": ("eval model", "p = p₀"),
+    "sub": ("sub-models", "p = pₖ, averaged over k"),
+    "mean": ("MC mean", "p = p̄"),
+}
+
+
+def _per_mode() -> dict[str, Definition]:
+    """The metrics that are taken of the eval model, of the sub-models and of the MC mean."""
+    rows: dict[str, tuple[str, str, str, Kind, Direction, str]] = {
+        "nll": ("NLL", "−log p(label)", "Negative log-likelihood of the label", "divergence", "lower", ""),
+        "accuracy": ("Accuracy", "[argmax p = label]", "Share of right predictions", "share", "higher", ""),
+        "brier": ("Brier score", "Σ over c of (p(c) − [c = label])²", "Squared error of the probabilities",
+                  "plain", "lower", BRIER),
+        "ece": ("ECE", "Σ over bins of (count/n) · |accuracy − confidence|",
+                "Expected calibration error: confidence against accuracy", "share", "lower", GUO),
+    }  # fmt: skip
+    return {
+        f"{name}_{mode}": Definition(
+            f"{label}, {whose}", f"{formula}, {which}", f"{meaning}, {whose}.", kind, direction,
+            source or (MC_DROPOUT if mode == "mean" else "")
+        )
+        for name, (label, formula, meaning, kind, direction, source) in rows.items()
+        for mode, (whose, which) in _MODES.items()
+    }  # fmt: skip
+
+
+DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
+    {
+        "epkl": Definition(
+            "EPKL", "E over two independent sub-models of KL(p₁ ‖ p₂)",
+            "Expected pairwise KL between two sub-models: the left side of the R-Drop constraint, "
+            "0 for sub-models that always agree. Unbiased over ordered pairs, so it can be slightly below 0.",
+            "divergence", "lower", f"{R_DROP}; {MALININ}",
+        ),
+        "mutual_information": Definition(
+            "Mutual information", "H(p̄) − mean over k of H(pₖ)",
+            "How much knowing the dropout mask tells about the prediction; jackknifed over sub-models.",
+            "divergence", "lower", BALD,
+        ),
+        "reverse_mutual_information": Definition(
+            "Reverse mutual information", "mean over k of KL(p̄ ‖ pₖ)",
+            "Divergence of the sub-models from their mean, in the reverse order; it and the mutual information "
+            "add up to the EPKL, up to (K − 1)/K.",
+            "divergence", "lower", MALININ,
+        ),
+        "kl_sub_to_eval": Definition(
+            "KL(sub ‖ eval)", "mean over k of KL(pₖ ‖ p₀)",
+            "How far a sub-model is from the eval model that is deployed.", "divergence", "lower", WEI,
+        ),
+        "kl_eval_to_sub": Definition(
+            "KL(eval ‖ sub)", "mean over k of KL(p₀ ‖ pₖ)",
+            "How far the eval model is from a sub-model.", "divergence", "lower", R_DROP,
+        ),
+        "kl_mean_to_eval": Definition(
+            "KL(MC mean ‖ eval)", "KL(p̄ ‖ p₀)",
+            "What weight scaling loses against model averaging; jackknifed over sub-models.",
+            "divergence", "lower", MC_DROPOUT,
+        ),
+        **_per_mode(),
+        "nll_gap": Definition(
+            "NLL gap", "mean over k of NLL(pₖ) − NLL(p₀)",
+            "Loss with dropout on minus loss with dropout off: the explicit regulariser of dropout.",
+            "divergence", "zero", WEI,
+        ),
+        "accuracy_gap": Definition(
+            "Accuracy gap", "accuracy(p₀) − mean over k of accuracy(pₖ)",
+            "Accuracy with dropout off minus accuracy with dropout on.", "share", "zero", R_DROP,
+        ),
+        "flip_rate": Definition(
+            "Flip rate", "P(argmax pₖ ≠ argmax p₀)",
+            "Share of sub-model predictions that are not the prediction of the eval model.",
+            "share", "lower", R_DROP,
+        ),
+        "disagreement": Definition(
+            "Disagreement", "P(argmax p₁ ≠ argmax p₂)",
+            "Share of pairs of sub-models that predict different classes.", "share", "lower", R_DROP,
+        ),
+        "expectation_linearity": Definition(
+            "Expectation-linearity gap", "‖E zₖ(x) − z₀(x)‖₂ on the logits z",
+            "Distance between the mean logits with dropout on and the logits with dropout off: the inference gap.",
+            "plain", "lower", MA,
+        ),
+        "jacobian_logits": Definition(
+            "Jacobian, logits", "‖∂z/∂x‖ (Frobenius)",
+            "How much the eval model's logits move with the input.", "plain", "lower", HOFFMAN,
+        ),
+        "jacobian_probs": Definition(
+            "Jacobian, probabilities", "‖∂p/∂x‖ (Frobenius)",
+            "How much the eval model's probabilities move with the input: sensitivity.", "plain", "lower", NOVAK,
+        ),
+        "jacobian_spectral": Definition(
+            "Jacobian, spectral norm", "largest singular value of ∂z/∂x",
+            "How much the logits move along the direction of the input that moves them most.",
+            "plain", "lower", SOKOLIC,
+        ),
+        "jacobian_fisher": Definition(
+            "Jacobian, Fisher-weighted", "tr(JᵀHJ) = E over y ~ p of ‖∂ log p(y)/∂x‖², H = diag(p) − ppᵀ",
+            "The squared input sensitivity that the loss sees; a better proxy of dropout's regularisation than ‖J‖.",
+            "plain", "lower", WEI,
+        ),
+        "predicted_epkl": Definition(
+            "Predicted EPKL", "2 Σ over sites of q/(2(1−q)) · E over y ~ p₀ of Σᵢ (hᵢ ∂ log p₀(y)/∂hᵢ)²",
+            "EPKL to second order in the dropout noise, from gradients of the eval model alone; "
+            "h is a site's input and q its drop probability.",
+            "divergence", "lower", WEI,
+        ),
+        "epkl_over_predicted": Definition(
+            "Measured / predicted EPKL", "EPKL / predicted EPKL",
+            "1 where the model answers dropout linearly; above 1, steps as large as dropping a unit do more than "
+            "their gradients say, below 1 less.",
+            "plain", "one", WEI,
+        ),
+    }
+)  # fmt: skip
+
+
+def label(metric: str) -> str:
+    """Human label of a metric; the name itself for one that is not defined here."""
+    return DEFINITIONS[metric].label if metric in DEFINITIONS else metric
+
+
+def is_share(metric: str) -> bool:
+    """Whether the metric is a share, shown as a percentage."""
+    return metric in DEFINITIONS and DEFINITIONS[metric].kind == "share"
+
+
+def unit_text(metric: str, unit: str) -> str:
+    """Unit as shown beside the metric: `nats`, `bits`, `%`, or what the record says."""
+    if is_share(metric):
+        return "%"
+    kind = DEFINITIONS[metric].kind if metric in DEFINITIONS else "plain"
+    return unit if kind == "divergence" or metric not in DEFINITIONS else ""

@@ -1,0 +1,115 @@
+"""Every figure, in the order the report asks its questions, and ways to draw and save them.
+
+A figure is a function `(record, per_example, theme) -> Figure | None` (None: nothing to draw) with a title and a
+takeaway: one sentence computed from the numbers, empty where they do not allow one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import MappingProxyType
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from rdrop_probes.records import RunRecord
+from rdrop_reports.figures import (
+    convergence,
+    divergences,
+    epkl,
+    gap,
+    jacobian,
+    predicted,
+    reliability,
+    sites,
+    spread,
+)
+from rdrop_reports.figures.style import LIGHT, Theme, styled
+
+Draw = Callable[[RunRecord, pd.DataFrame | None, Theme], Figure | None]
+Takeaway = Callable[[RunRecord, pd.DataFrame | None], str]
+DPI = 200
+_METADATA: Mapping[str, Mapping[str, None]] = MappingProxyType(
+    {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+)
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure: its file `name`, `title`, how to draw it, and what to conclude."""
+
+    name: str
+    title: str
+    draw: Draw
+    takeaway: Takeaway
+
+
+FIGURES: Mapping[str, FigureSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            FigureSpec("epkl", "Divergence between sub-models", epkl.draw, epkl.takeaway),
+            FigureSpec("gap", "Dropout on against dropout off", gap.draw, gap.takeaway),
+            FigureSpec("divergences", "Sub-models against the eval model", divergences.draw, divergences.takeaway),
+            FigureSpec("reliability", "Reliability diagram", reliability.draw, reliability.takeaway),
+            FigureSpec("epkl_per_example", "EPKL example by example", spread.draw_pairs, spread.pairs_takeaway),
+            FigureSpec("epkl_distribution", "How EPKL is spread", spread.draw_ecdf, spread.ecdf_takeaway),
+            FigureSpec("jacobian", "Jacobian complexity", jacobian.draw, jacobian.takeaway),
+            FigureSpec("predicted", "Measured against predicted EPKL", predicted.draw, predicted.takeaway),
+            FigureSpec("sites", "Predicted EPKL by site", sites.draw, sites.takeaway),
+            FigureSpec("convergence", "EPKL by number of sub-models", convergence.draw, convergence.takeaway),
+        )
+    }
+)
+
+
+def draw_all(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme = LIGHT) -> dict[str, Figure]:
+    """Every figure that the results allow, by name, in the report's order."""
+    with styled(theme):
+        drawn = {name: spec.draw(record, per_example, theme) for name, spec in FIGURES.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def figure_bytes(figure: Figure, image_format: str, theme: Theme = LIGHT, *, live_text: bool = False) -> bytes:
+    """A figure as a file's content: `png` (200 dpi), `svg` or `pdf`; the same bytes each time.
+
+    Args:
+        figure: what :func:`draw_all` drew in the same theme.
+        image_format: a format that matplotlib writes.
+        theme: colours of the background.
+        live_text: in SVG, write text as text for the reader's fonts instead of as outlines.
+    """
+    buffer = BytesIO()
+    with styled(theme), rc_context({"svg.fonttype": "none" if live_text else "path"}):
+        figure.savefig(buffer, format=image_format, dpi=DPI, metadata=_METADATA.get(image_format))
+    return buffer.getvalue()
+
+
+def save_figures(
+    record: RunRecord, per_example: pd.DataFrame | None, directory: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """Write every figure that the results allow as `directory/NAME.FORMAT`, in the light theme.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: matplotlib does not know a format.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in draw_all(record, per_example).items():
+        for image_format in formats:
+            path = directory / f"{name}.{image_format}"
+            path.write_bytes(figure_bytes(figure, image_format))
+            written.append(path)
+    return written

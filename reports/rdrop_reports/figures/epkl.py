@@ -1,0 +1,81 @@
+"""The EPKL of each checkpoint with both of its intervals, the value written beside it."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rdrop_probes.records import Metric, RunRecord
+from rdrop_reports.definitions import label
+from rdrop_reports.figures.forest import draw_interval, name_rows, value_axis
+from rdrop_reports.figures.style import Look, Theme, look_of, new_figure
+from rdrop_reports.numbers import format_estimate, format_parts, is_number
+from rdrop_reports.select import comparison_of, in_order, measured, unit_of
+from rdrop_reports.text import called, elide
+
+_FAMILY = ("epkl", "mutual_information", "reverse_mutual_information")
+
+Row = tuple[str, Metric, Look]
+
+
+def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> Figure | None:
+    """One row a checkpoint; for a single checkpoint, one row each for EPKL and its two parts."""
+    rows = _rows(record, theme)
+    if not rows:
+        return None
+    figure = new_figure(1.35 + 0.3 * len(rows))
+    axes = figure.subplots()
+    for place, (_, metric, look) in enumerate(rows):
+        draw_interval(axes, place, metric, look, theme)
+        _write(axes, place, format_estimate(metric))
+    name_rows(axes, [name for name, _, _ in rows], theme)
+    value_axis(axes)
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    axes.set_title("EPKL" if len(record.checkpoints) > 1 else "Divergence between sub-models")
+    axes.set_xlabel(f"{unit_of(record)}; thick: masks alone, thin: new data")
+    return figure
+
+
+def takeaway(record: RunRecord, _per_example: pd.DataFrame | None) -> str:
+    """The ratio, for one candidate; else how far the checkpoints reach."""
+    if len(record.checkpoints) <= 2:
+        return _of_few(record)
+    scored = [(m.estimate, c) for c in record.checkpoints if (m := measured(c, "epkl")) and m.estimate is not None]
+    if not scored:
+        return ""
+    low, high = min(scored, key=lambda s: s[0])[1], max(scored, key=lambda s: s[0])[1]
+    parts = [f"from {format_estimate(low.metrics['epkl'])} {unit_of(record)} ({called(low.name)})"]
+    parts.append(f"to {format_estimate(high.metrics['epkl'])} ({called(high.name)})")
+    return f"EPKL goes {' '.join(parts)}; compare candidates by their paired differences, not by overlap."
+
+
+def _of_few(record: RunRecord) -> str:
+    """The ratio of candidate to reference; the estimate of a single checkpoint."""
+    unit = unit_of(record)
+    for checkpoint in in_order(record)[::-1]:
+        found, metric = comparison_of(record, checkpoint.name, "epkl"), measured(checkpoint, "epkl")
+        name = called(checkpoint.name)
+        if found is not None and is_number(found.ratio):
+            ratio = format_parts(found.ratio, found.ratio_low, found.ratio_high)
+            return f"The EPKL of {name} is {ratio} times that of {called(found.reference)}."
+        if metric is not None:
+            return f"The EPKL of {name} is {format_estimate(metric)} {unit}."
+    return ""
+
+
+def _rows(record: RunRecord, theme: Theme) -> list[Row]:
+    if len(record.checkpoints) == 1:
+        only = record.checkpoints[0]
+        look = look_of(record, only.name, theme)
+        return [(label(name), metric, look) for name in _FAMILY if (metric := measured(only, name))]
+    return [
+        (elide(c.name), metric, look_of(record, c.name, theme))
+        for c in in_order(record)
+        if (metric := measured(c, "epkl"))
+    ]
+
+
+def _write(axes: Axes, row: int, text: str) -> None:
+    """The value at the right of its row."""
+    axes.text(1.03, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)

@@ -1,0 +1,208 @@
+"""Tables of the page as plain cells: the template only lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rdrop_probes.records import CheckpointResult, Comparison, Metric, RunRecord, SitePrediction
+from rdrop_reports.definitions import DEFINITIONS, is_share, label, unit_text
+from rdrop_reports.numbers import MISSING, format_count, format_number, format_p, format_parts, is_number
+from rdrop_reports.select import any_measured, in_order, measured, place_of
+from rdrop_reports.text import called, elide
+from rdrop_reports.verdict import outcome_of
+
+MOST_OPEN_ROWS = 24
+MOST_COLUMNS = 3  # more checkpoints than this become rows
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text with a small `note` below it; `metric` links to a definition, `place` gives a checkpoint's colour."""
+
+    text: str
+    note: str = ""
+    metric: str = ""
+    place: int | None = None
+    sort: float | None = None
+    mono: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, a row of heads, and rows whose first cell is their head."""
+
+    caption: str
+    head: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is better folded where there is much else to read."""
+        return len(self.rows) > MOST_OPEN_ROWS
+
+
+def metric_table(record: RunRecord, metrics: Sequence[str], caption: str) -> Table | None:
+    """Estimates with intervals, metrics by checkpoints; the other way round when there are many checkpoints."""
+    names = [name for name in metrics if any_measured(record, name)]
+    if not names:
+        return None
+    checkpoints = in_order(record)
+    grid = [[metric_head(record, name), *(_estimate(c.metrics.get(name), name) for c in checkpoints)] for name in names]
+    full = [[Cell("Metric"), *(checkpoint_head(record, c) for c in checkpoints)], *grid]
+    if len(checkpoints) > MOST_COLUMNS:
+        full = [list(row) for row in zip(*full, strict=True)]
+        full[0][0] = Cell("Checkpoint")
+    return Table(caption, full[0], full[1:])
+
+
+def scores_table(record: RunRecord, scores: Mapping[str, str], modes: Mapping[str, str]) -> Table | None:
+    """Scores with dropout off, on, and of the MC mean side by side: one row a score and checkpoint.
+
+    Args:
+        record: the results.
+        scores: title by prefix of the metrics' names, such as `nll`.
+        modes: title by suffix, such as `eval`.
+    """
+    rows = [
+        [
+            Cell(title, metric_head(record, f"{score}_{next(iter(modes))}").note, f"{score}_{next(iter(modes))}"),
+            checkpoint_head(record, checkpoint),
+            *(_estimate(checkpoint.metrics.get(f"{score}_{mode}"), f"{score}_{mode}") for mode in modes),
+        ]
+        for score, title in scores.items()
+        for checkpoint in in_order(record)
+        if any(measured(checkpoint, f"{score}_{mode}") for mode in modes)
+    ]
+    return Table("Scores by mode", [Cell(h) for h in ("Score", "Checkpoint", *modes.values())], rows) if rows else None
+
+
+def comparison_table(record: RunRecord, candidate: str) -> Table | None:
+    """Every comparison of one candidate with the reference."""
+    found = [c for c in record.comparisons if c.candidate == candidate and is_number(c.difference)]
+    heads = ["Metric", "Difference", "Ratio", "Adjusted p", "Reads as"]
+    rows = [_comparison(record, comparison) for comparison in found]
+    return (
+        Table(f"All metrics: {called(candidate)} minus {called(record.reference)}", [Cell(h) for h in heads], rows)
+        if rows
+        else None
+    )
+
+
+def sites_table(record: RunRecord) -> Table | None:
+    """Every site of every checkpoint: where it is, what it draws, and its predicted share."""
+    rows = [row for checkpoint in in_order(record) for row in _site_rows(record, checkpoint)]
+    heads = ["Site", "Checkpoint", "Kind", "Rate", "Mask per example", "Predicted EPKL", "Share"]
+    return Table("All sites", [Cell(h) for h in heads], rows) if rows else None
+
+
+def checkpoints_table(record: RunRecord) -> Table | None:
+    """Where each checkpoint comes from and how it says it was trained."""
+    keys = list(dict.fromkeys(key for c in record.checkpoints for key in c.training))
+    heads = ["Checkpoint", "Parameters", "Architecture", "Passes", *keys, "Path", "SHA-256"]
+    rows = [
+        [
+            replace(checkpoint_head(record, c), text=c.name),
+            Cell(format_count(c.n_parameters), sort=c.n_parameters),
+            Cell(c.architecture or MISSING),
+            Cell(c.strategy or MISSING),
+            *(Cell(scalar_text(c.training.get(key))) for key in keys),
+            Cell(c.path or MISSING, mono=True),
+            Cell(elide(c.sha256, 17) if c.sha256 else MISSING, mono=True),
+        ]
+        for c in in_order(record)
+    ]
+    return Table("Checkpoints", [Cell(h) for h in heads], rows) if rows else None
+
+
+def other_metrics(record: RunRecord, shown: Sequence[str]) -> list[str]:
+    """Metrics that no section of the report shows, in the record's order."""
+    names = dict.fromkeys(name for c in record.checkpoints for name in c.metrics)
+    return [name for name in names if name not in shown]
+
+
+def metric_head(record: RunRecord, name: str) -> Cell:
+    """Label and unit of a metric, linked to its definition where there is one."""
+    units = [c.metrics[name].unit for c in record.checkpoints if name in c.metrics]
+    return Cell(label(name), unit_text(name, units[0] if units else ""), name if name in DEFINITIONS else "")
+
+
+def checkpoint_head(record: RunRecord, checkpoint: CheckpointResult) -> Cell:
+    """Name of a checkpoint with its colour."""
+    note = "reference" if checkpoint.name == record.reference else ""
+    return Cell(elide(checkpoint.name, 32), note, place=place_of(record, checkpoint.name))
+
+
+def scalar_text(value: object) -> str:
+    """A setting as text."""
+    if value is None:
+        return MISSING
+    if isinstance(value, list | tuple):
+        return ", ".join(scalar_text(item) for item in value) or MISSING
+    return {"True": "yes", "False": "no"}[str(value)] if isinstance(value, bool) else str(value)
+
+
+def _estimate(metric: Metric | None, name: str) -> Cell:
+    if metric is None:
+        return Cell(MISSING)
+    parts = format_parts(metric.estimate, metric.low, metric.high, percent=is_share(name))
+    return Cell(parts.estimate, parts.interval, sort=metric.estimate)
+
+
+def _comparison(record: RunRecord, found: Comparison) -> list[Cell]:
+    shares = is_share(found.metric)
+    difference = format_parts(*((100 * v if shares and v is not None else v) for v in _bounds(found)))
+    ratio = format_parts(found.ratio, found.ratio_low, found.ratio_high)
+    head = metric_head(record, found.metric)
+    return [
+        Cell(head.text, "percentage points" if shares else head.note, head.metric),
+        Cell(difference.estimate, difference.interval, sort=found.difference),
+        Cell(ratio.estimate, ratio.interval, sort=found.ratio),
+        Cell(format_p(found.p_adjusted).removeprefix("p ").removeprefix("= "), found.test, sort=found.p_adjusted),
+        Cell(_reading(found)),
+    ]
+
+
+def _bounds(found: Comparison) -> tuple[float | None, float | None, float | None]:
+    return found.difference, found.low, found.high
+
+
+def _reading(found: Comparison) -> str:
+    """Whether the difference is shown, and whether it is for the better."""
+    outcome = outcome_of(found)
+    if outcome == "no difference shown":
+        return outcome
+    lower = outcome == "more consistent"
+    direction = DEFINITIONS[found.metric].direction if found.metric in DEFINITIONS else "none"
+    if direction in ("lower", "higher"):
+        return "better" if lower == (direction == "lower") else "worse"
+    return "lower" if lower else "higher"
+
+
+def _site_rows(record: RunRecord, checkpoint: CheckpointResult) -> list[list[Cell]]:
+    predictions = {p.site: p for p in checkpoint.site_predictions}
+    rows = []
+    for site in checkpoint.sites:
+        found = predictions.pop(site.label, None)
+        rate = f"{site.rate:.4g}" if site.rate is not None else MISSING
+        shape = " \N{MULTIPLICATION SIGN} ".join(map(str, site.mask_shape)) or "scalar"
+        facts = [
+            Cell(site.kind, "draws in eval" if site.fires_in_eval else ""),
+            Cell(rate, sort=site.rate),
+            Cell(shape),
+        ]
+        rows.append([Cell(site.label, mono=True), checkpoint_head(record, checkpoint), *facts, *_predicted(found)])
+    for name, found in predictions.items():
+        blank = [Cell(MISSING)] * 3
+        rows.append([Cell(name, mono=True), checkpoint_head(record, checkpoint), *blank, *_predicted(found)])
+    return rows
+
+
+def _predicted(found: SitePrediction | None) -> list[Cell]:
+    if found is None:
+        return [Cell(MISSING), Cell(MISSING)]
+    if not is_number(found.predicted):
+        return [Cell("not predicted", found.reason or ""), Cell(MISSING)]
+    parts = format_parts(found.predicted, found.low, found.high)
+    share = format_number(found.share, percent=True)
+    return [Cell(parts.estimate, parts.interval, sort=found.predicted), Cell(share, sort=found.share)]

@@ -1,0 +1,58 @@
+"""The per-example table, one aligned array at a time and in the unit that is shown."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from rdrop_probes.records import NATS_PER_BIT, RunRecord
+
+Array = npt.NDArray[np.float64]
+
+
+def values(record: RunRecord, per_example: pd.DataFrame | None, checkpoint: str, metric: str) -> Array | None:
+    """One metric of one checkpoint: shape (examples,), or None where there are no finite values."""
+    found = joint(record, per_example, checkpoint, (metric, metric))
+    return None if found is None else found[0]
+
+
+def joint(
+    record: RunRecord, per_example: pd.DataFrame | None, checkpoint: str, metrics: tuple[str, str]
+) -> tuple[Array, Array] | None:
+    """Two metrics of one checkpoint on the examples that have both: two arrays of shape (examples,), or None."""
+    if per_example is None or not {"checkpoint", *metrics} <= set(per_example.columns):
+        return None
+    rows = per_example.loc[per_example["checkpoint"] == checkpoint]
+    return _aligned(record, rows[metrics[0]], rows[metrics[1]], metrics)
+
+
+def paired(
+    record: RunRecord, per_example: pd.DataFrame | None, names: tuple[str, str], metric: str
+) -> tuple[Array, Array] | None:
+    """One metric of two checkpoints on the examples they share: two arrays of shape (examples,), or None."""
+    if per_example is None or not {"checkpoint", "example", metric} <= set(per_example.columns):
+        return None
+    columns = [
+        per_example.loc[per_example["checkpoint"] == name].drop_duplicates("example").set_index("example")[metric]
+        for name in names
+    ]
+    first, second = columns[0].align(columns[1], join="inner")
+    return _aligned(record, first, second, (metric, metric))
+
+
+def _aligned(
+    record: RunRecord, first: pd.Series[float], second: pd.Series[float], metrics: tuple[str, str]
+) -> tuple[Array, Array] | None:
+    """Two columns as arrays without the rows that are not finite, in the unit shown."""
+    x, y = (np.asarray(column, dtype=np.float64) for column in (first, second))
+    kept = np.isfinite(x) & np.isfinite(y)
+    if not kept.any():
+        return None
+    return x[kept] / _divisor(record, metrics[0]), y[kept] / _divisor(record, metrics[1])
+
+
+def _divisor(record: RunRecord, metric: str) -> float:
+    """Nats in the unit shown, for a metric that the record holds in bits; else 1."""
+    in_bits = any(c.metrics[metric].unit == "bits" for c in record.checkpoints if metric in c.metrics)
+    return NATS_PER_BIT if in_bits else 1.0

@@ -1,0 +1,66 @@
+"""Picking things out of a record: by name, by metric, and the few to show when there are many."""
+
+from __future__ import annotations
+
+from rdrop_probes.records import CheckpointResult, Comparison, Metric, RunRecord
+from rdrop_reports.numbers import is_number
+
+COLOURS = 6  # that can be told apart without seeing red or green
+
+
+def unit_of(record: RunRecord) -> str:
+    """The unit that divergences are shown in: `nats` or `bits`."""
+    return "bits" if record.config.get("unit") == "bits" else "nats"
+
+
+def checkpoint_named(record: RunRecord, name: str | None) -> CheckpointResult | None:
+    """The checkpoint of that name, or None."""
+    return next((c for c in record.checkpoints if c.name == name), None)
+
+
+def comparison_of(record: RunRecord, candidate: str, metric: str) -> Comparison | None:
+    """The comparison of a candidate with the reference on one metric, or None."""
+    return next((c for c in record.comparisons if c.candidate == candidate and c.metric == metric), None)
+
+
+def measured(checkpoint: CheckpointResult, metric: str) -> Metric | None:
+    """The metric where it has a finite estimate, or None."""
+    found = checkpoint.metrics.get(metric)
+    return found if found is not None and is_number(found.estimate) else None
+
+
+def in_order(record: RunRecord) -> list[CheckpointResult]:
+    """Checkpoints with the reference first, the others as they were given."""
+    return sorted(record.checkpoints, key=lambda checkpoint: checkpoint.name != record.reference)
+
+
+def any_measured(record: RunRecord, metric: str) -> bool:
+    """Whether any checkpoint has the metric."""
+    return any(measured(checkpoint, metric) for checkpoint in record.checkpoints)
+
+
+def most_telling(record: RunRecord, limit: int) -> list[CheckpointResult]:
+    """At most `limit` checkpoints (6 or fewer): all if they fit, else the reference and a range of EPKL.
+
+    Beside the reference these are the lowest, the highest, the median and the quartiles of EPKL, in that
+    order of importance: a smaller limit gives a part of what a larger one gives.
+    """
+    ordered = in_order(record)
+    if len(ordered) <= limit:
+        return ordered
+    ranked = sorted(ordered[1:], key=_epkl)
+    last = len(ranked) - 1
+    wanted = [ranked[round(last * part)] for part in (0.0, 1.0, 0.5, 0.25, 0.75)]
+    kept = {checkpoint.name for checkpoint in [ordered[0], *wanted[: limit - 1]]}
+    return [checkpoint for checkpoint in ordered if checkpoint.name in kept]
+
+
+def place_of(record: RunRecord, name: str) -> int:
+    """Which of the COLOURS a checkpoint has, the reference 0; COLOURS itself for one that steps back."""
+    names = [checkpoint.name for checkpoint in most_telling(record, COLOURS)]
+    return names.index(name) if name in names else COLOURS
+
+
+def _epkl(checkpoint: CheckpointResult) -> float:
+    found = measured(checkpoint, "epkl")
+    return found.estimate if found is not None and found.estimate is not None else float("inf")

@@ -1,0 +1,24 @@
+"""Names and texts from outside, made fit to stand in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def elide(text: object, limit: int = 24) -> str:
+    """Text on one line, without control characters, cut in the middle where it is long."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    if len(line) <= limit:
+        return line or "(no name)"
+    head = (limit - 1) // 2 + 1
+    return f"{line[:head]}…{line[head + 1 - limit :]}"
+
+
+def called(name: object) -> str:
+    """A checkpoint's name as it stands in a sentence."""
+    return elide(name, 48)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts as one would say them: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else ""

@@ -1,0 +1,199 @@
+"""The answer in words, computed from the numbers: for the report's first lines and for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from rdrop_probes.records import CheckpointResult, Comparison, RunRecord
+from rdrop_reports.numbers import (
+    format_count,
+    format_estimate,
+    format_level,
+    format_p,
+    format_parts,
+    format_points,
+    is_number,
+)
+from rdrop_reports.select import checkpoint_named, comparison_of, unit_of
+from rdrop_reports.text import called
+
+Outcome = Literal[
+    "more consistent",
+    "less consistent",
+    "no difference shown",
+    "not measured",
+    "own consistency",
+    "no dropout",
+]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one checkpoint: the `outcome`, its `sentence`, and `context` to read it with."""
+
+    candidate: str
+    outcome: Outcome
+    sentence: str
+    context: str = ""
+
+
+def verdicts(record: RunRecord) -> list[Verdict]:
+    """One verdict a candidate; for a run without a comparison, one a checkpoint about itself."""
+    candidates = [c for c in record.checkpoints if c.name != record.reference]
+    reference = checkpoint_named(record, record.reference)
+    if reference is None or not candidates:
+        return [_own(record, checkpoint) for checkpoint in record.checkpoints]
+    return [_compared(record, reference, candidate) for candidate in candidates]
+
+
+def headline(record: RunRecord) -> str:
+    """One line for the whole run, such as `2 of 3 candidates are more consistent than baseline`."""
+    found = verdicts(record)
+    if not found:
+        return "No checkpoint could be measured."
+    if len(found) == 1:
+        return _headline_of_one(record, found[0])
+    if not _is_compared(record):
+        return f"{len(found)} checkpoints measured, none of them compared."
+    counts = Counter(verdict.outcome for verdict in found)
+    more = counts.pop("more consistent", 0)
+    rest = "; ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    first = f"{more} of {len(found)} candidates are more consistent than {called(record.reference)}"
+    return f"{first} ({rest})." if rest else f"{first}."
+
+
+def caveats(record: RunRecord) -> list[str]:
+    """What the intervals do not cover, and what the run did not do."""
+    notes = []
+    if _is_compared(record):
+        notes.append("One checkpoint per arm: the interval covers new data, not new training runs.")
+    if record.config.get("masks") == "shared":
+        notes.append("The masks were shared across examples: each sub-model is one fixed sub-network.")
+    limit = record.config.get("limit")
+    if isinstance(limit, int):
+        notes.append(f"Measured on the first {format_count(limit)} examples at most.")
+    return notes
+
+
+def has_dropout(checkpoint: CheckpointResult) -> bool:
+    """Whether any site draws with a rate that is not 0."""
+    return any(site.rate != 0 for site in checkpoint.sites)
+
+
+def _is_compared(record: RunRecord) -> bool:
+    return checkpoint_named(record, record.reference) is not None and len(record.checkpoints) > 1
+
+
+def _headline_of_one(record: RunRecord, verdict: Verdict) -> str:
+    name, reference = called(verdict.candidate), called(record.reference)
+    return {
+        "more consistent": f"{name} is more consistent than {reference}.",
+        "less consistent": f"{name} is less consistent than {reference}.",
+        "no difference shown": f"No difference in consistency is shown between {name} and {reference}.",
+        "not measured": f"The consistency of {name} was not measured.",
+        "own consistency": f"The sub-models of {name} diverge by {_epkl(record, verdict.candidate)} (EPKL).",
+        "no dropout": f"{name} draws no dropout.",
+    }[verdict.outcome]
+
+
+def _epkl(record: RunRecord, name: str) -> str:
+    """Estimate and unit, without the interval."""
+    found = checkpoint_named(record, name)
+    estimate = format_estimate(found.metrics.get("epkl") if found else None).split(" ")[0]
+    return f"{estimate} {unit_of(record)}"
+
+
+def _own(record: RunRecord, checkpoint: CheckpointResult) -> Verdict:
+    """A verdict about one checkpoint by itself."""
+    name = checkpoint.name
+    shown = called(name)
+    if not has_dropout(checkpoint):
+        return Verdict(name, "no dropout", _no_dropout(shown))
+    epkl = checkpoint.metrics.get("epkl")
+    if epkl is None or not is_number(epkl.estimate):
+        return Verdict(name, "not measured", f"The EPKL of {shown} was not measured.")
+    interval = f" ({format_level(epkl.level)} interval)" if is_number(epkl.low) else " (no interval)"
+    sentence = f"The EPKL of {shown} is {format_estimate(epkl)} {unit_of(record)}{interval}."
+    return Verdict(name, "own consistency", sentence, _flips(checkpoint))
+
+
+def _no_dropout(name: str) -> str:
+    return f"{name} draws no dropout: all its sub-models are the eval model, so every divergence between them is 0."
+
+
+def _flips(checkpoint: CheckpointResult) -> str:
+    """What share of sub-model predictions differ from the eval model's."""
+    flips = checkpoint.metrics.get("flip_rate")
+    if flips is None or not is_number(flips.estimate):
+        return ""
+    if flips.estimate == 0:
+        return "No sub-model prediction differed from the eval model's."
+    return f"{format_estimate(flips, percent=True)} of sub-model predictions differ from the eval model's."
+
+
+def _compared(record: RunRecord, reference: CheckpointResult, candidate: CheckpointResult) -> Verdict:
+    """A verdict about one candidate against the reference."""
+    name, ours, theirs = candidate.name, called(candidate.name), called(reference.name)
+    if not has_dropout(candidate):
+        return Verdict(name, "no dropout", _no_dropout(ours))
+    found = comparison_of(record, name, "epkl")
+    if found is None or not is_number(found.difference):
+        return Verdict(name, "not measured", f"The EPKL of {ours} was not compared with that of {theirs}.")
+    outcome = outcome_of(found)
+    claim = {
+        "more consistent": f"{ours} is more consistent than {theirs}",
+        "less consistent": f"{ours} is less consistent than {theirs}",
+    }.get(outcome, f"No difference in consistency is shown between {ours} and {theirs}")
+    numbers = _numbers(record, reference, candidate, found)
+    return Verdict(name, outcome, f"{claim}: {numbers}{_why_not(found)}.", _accuracy(record, name))
+
+
+def outcome_of(comparison: Comparison) -> Outcome:
+    """Difference shown only if the interval excludes 0 and the adjusted p-value agrees."""
+    low, high = comparison.low, comparison.high
+    if not (is_number(low) and is_number(high)) or low <= 0 <= high or _p_disagrees(comparison):
+        return "no difference shown"
+    return "more consistent" if high < 0 else "less consistent"
+
+
+def _p_disagrees(comparison: Comparison) -> bool:
+    return is_number(comparison.p_adjusted) and comparison.p_adjusted > 1 - comparison.level + 1e-12
+
+
+def _numbers(record: RunRecord, reference: CheckpointResult, candidate: CheckpointResult, found: Comparison) -> str:
+    """EPKL of both, difference, ratio and adjusted p-value."""
+    ours, theirs = (format_estimate(c.metrics.get("epkl")).split(" ")[0] for c in (candidate, reference))
+    difference = format_parts(found.difference, found.low, found.high)
+    level = f" ({format_level(found.level)} interval)" if difference.interval else " (no interval)"
+    text = f"its EPKL is {ours} {unit_of(record)} against {theirs}, a difference of {difference}{level}"
+    if is_number(found.ratio):
+        text += f" and a ratio of {format_parts(found.ratio, found.ratio_low, found.ratio_high)}"
+    return f"{text}; adjusted {format_p(found.p_adjusted)}" if is_number(found.p_adjusted) else text
+
+
+def _why_not(comparison: Comparison) -> str:
+    """Why no difference is shown, where none is."""
+    low, high = comparison.low, comparison.high
+    if not (is_number(low) and is_number(high)):
+        return "; without an interval nothing can be concluded"
+    if low <= 0 <= high:
+        return "; the interval includes 0"
+    if _p_disagrees(comparison):
+        return "; the interval excludes 0, but not once adjusted for the number of metrics tested"
+    return ""
+
+
+def _accuracy(record: RunRecord, candidate: str) -> str:
+    """What the consistency comes with: a model that ignores its input is perfectly consistent."""
+    found = comparison_of(record, candidate, "accuracy_eval")
+    if found is None or not is_number(found.difference):
+        return ""
+    points = format_points(found.difference, found.low, found.high)
+    if not (is_number(found.low) and is_number(found.high)):
+        return f"Its eval accuracy differs by {points} percentage points."
+    if found.low <= 0 <= found.high:
+        return f"No difference in eval accuracy is shown ({points} percentage points)."
+    word = "higher" if found.difference > 0 else "lower"
+    return f"Its eval accuracy is {word} ({points} percentage points)."

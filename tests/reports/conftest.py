@@ -1,0 +1,21 @@
+"""Sample results for the tests of figures, tables and pages."""
+
+from collections.abc import Callable
+
+import pytest
+from report_samples import Sample, sample
+
+
+@pytest.fixture(scope="session")
+def pair() -> Sample:
+    return sample()
+
+
+@pytest.fixture(scope="session")
+def single() -> Sample:
+    return sample(("model",))
+
+
+@pytest.fixture(scope="session")
+def make_sample() -> Callable[..., Sample]:
+    return sample

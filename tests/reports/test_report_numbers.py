@@ -1,0 +1,49 @@
+import pytest
+
+from rdrop_probes.records import Metric
+from rdrop_reports.numbers import format_estimate, format_number, format_p, format_parts
+
+
+@pytest.mark.parametrize(
+    ("estimate", "low", "high", "text"),
+    [
+        (0.132, 0.128, 0.137, "0.132 [0.128, 0.137]"),
+        (0.1324, 0.1312, 0.1336, "0.1324 [0.1312, 0.1336]"),
+        (1.32e-5, 1.28e-5, 1.37e-5, "1.32e-5 [1.28e-5, 1.37e-5]"),
+        (123.0, 120.0, 127.0, "123 [120, 127]"),
+        (-0.0003, -0.001, 0.0002, "\N{MINUS SIGN}0.0003 [\N{MINUS SIGN}0.0010, 0.0002]"),
+        (0.0, None, None, "0"),
+        (0.25, None, 0.3, "0.250"),
+        (None, 0.1, 0.2, "\N{EN DASH}"),
+        (float("nan"), 0.1, 0.2, "\N{EN DASH}"),
+    ],
+)
+def test_digits_follow_the_interval(estimate, low, high, text):
+    assert format_estimate(Metric(estimate=estimate, low=low, high=high)) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100%"), (0.99996, "99.996%"), (0.0, "0%"), (0.00002, "0.00200%"), (0.972, "97.2%")],
+)
+def test_only_exact_shares_are_shown_as_0_or_100(share, text):
+    assert format_number(share, percent=True) == text
+
+
+def test_an_estimate_below_its_intervals_digits_is_not_rounded_to_0():
+    assert format_parts(1e-5, -0.001, 0.001).estimate == "0.00001"
+    assert format_parts(0.99996, 0.99, 1.0, percent=True).estimate == "99.996%"
+
+
+def test_exact_bounds_are_told_from_rounded_ones():
+    assert str(format_parts(1.0, 0.9981, 1.0, percent=True)) == "100% [99.81%, 100%]"
+
+
+def test_a_p_value_is_never_0():
+    assert format_p(0.0) == "p < 0.001"
+    assert format_p(0.0123) == "p = 0.012"
+    assert format_p(None) == "p not available"
+
+
+def test_a_missing_metric_is_a_dash():
+    assert format_estimate(None) == "\N{EN DASH}"

@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import pytest
+from report_samples import without_dropout, without_intervals
+
+from rdrop_reports.verdict import caveats, headline, verdicts
+
+
+def with_epkl(record, **changes):
+    changed = [replace(c, **changes) if c.metric == "epkl" else c for c in record.comparisons]
+    return replace(record, comparisons=changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "words"),
+    [
+        ({"difference": -0.2, "low": -0.3, "high": -0.1}, "more consistent", "rdrop is more consistent than baseline"),
+        ({"difference": 0.2, "low": 0.1, "high": 0.3}, "less consistent", "rdrop is less consistent than baseline"),
+        ({"difference": -0.1, "low": -0.3, "high": 0.1}, "no difference shown", "the interval includes 0"),
+        ({"p_adjusted": 0.2}, "no difference shown", "not once adjusted for the number of metrics"),
+        ({"difference": None}, "not measured", "was not compared"),
+    ],
+)
+def test_each_outcome_has_its_words(pair, changes, outcome, words):
+    (verdict,) = verdicts(with_epkl(pair[0], **changes))
+    assert verdict.outcome == outcome
+    assert words in verdict.sentence
+
+
+def test_the_sentence_gives_difference_ratio_interval_and_p(pair):
+    (verdict,) = verdicts(with_epkl(pair[0], difference=-0.2, low=-0.21, high=-0.19, p_adjusted=0.01))
+    assert "a difference of −0.200 [−0.210, −0.190] (95% interval)" in verdict.sentence  # noqa: RUF001 - a minus sign
+    assert "a ratio of 0.1" in verdict.sentence
+    assert "adjusted p = 0.01" in verdict.sentence
+
+
+def test_accuracy_is_the_context_of_consistency(pair):
+    assert "eval accuracy" in verdicts(pair[0])[0].context
+
+
+def test_without_intervals_nothing_is_concluded(pair):
+    (verdict,) = verdicts(without_intervals(pair[0]))
+    assert verdict.outcome == "no difference shown"
+    assert "without an interval nothing can be concluded" in verdict.sentence
+
+
+def test_a_single_checkpoint_is_judged_by_itself(single):
+    (verdict,) = verdicts(single[0])
+    assert verdict.outcome == "own consistency"
+    assert "of sub-model predictions differ from the eval model's" in verdict.context
+    assert caveats(single[0]) == []
+
+
+def test_a_model_without_dropout_is_said_to_have_none(single):
+    (verdict,) = verdicts(without_dropout(single[0]))
+    assert verdict.outcome == "no dropout"
+    assert "model draws no dropout" in verdict.sentence
+
+
+def test_one_checkpoint_per_arm_is_admitted(pair):
+    assert "One checkpoint per arm: the interval covers new data, not new training runs." in caveats(pair[0])
+
+
+def test_several_candidates_are_counted(make_sample):
+    record, _ = make_sample(("baseline", "a", "b", "c"))
+    assert headline(record) == "3 of 3 candidates are more consistent than baseline."
+
+
+def test_no_checkpoint_at_all(pair):
+    nothing = replace(pair[0], checkpoints=[], comparisons=[], examples=[])
+    assert headline(nothing) == "No checkpoint could be measured."
