@@ -8,18 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from rdrop_analysis.data import Data, check_labels, named_tensors
+from rdrop_analysis.data import Data, check_labels
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.tasks import recognise
+from rdrop_analysis.tasks import Classifier, recognise
 from rdrop_probes.columns import Column
+from rdrop_probes.footprint import largest_tensor
 from rdrop_probes.measure import Batch, Measurement, NotFiniteError, Settings, measure
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
-from rdrop_probes.sites import SilentSiteError
+from rdrop_probes.sites import SilentSiteError, flags
 from rdrop_probes.statistics import metric
+from rdrop_probes.submodels import preserved
 
-INPUT_NUMBERS_A_BATCH = 2**20
+NUMBERS_A_TENSOR = 2**24  # in the largest tensor of a batch, before sub-models multiply it
 MAX_BATCH = 256
+SAMPLE = 4  # examples that a model is looked at with before it is measured
 
 Scalar = str | int | float | bool | None
 
@@ -66,8 +69,8 @@ def measure_subject(
         DataError: the model and the data do not go together, or the logits are not finite.
         UsageError: an unknown probe, or one that needs labels that are not there.
     """
-    size = batch_size or automatic_batch_size(data)
-    classifier = recognise(subject.model, next(data.batches(size)))
+    classifier = recognise(subject.model, next(data.batches(SAMPLE)))
+    size = batch_size or automatic_batch_size(classifier, data)
     check_labels(data, classifier.n_classes)
     check_label_shape(data)
     try:
@@ -85,10 +88,12 @@ def measure_subject(
     return Measured(_result(subject, found), found, findings, classifier.n_classes)
 
 
-def automatic_batch_size(data: Data) -> int:
-    """As many examples as keep a batch of inputs under 2^20 numbers, at most 256."""
-    numbers = max(tensor.numel() for tensor in named_tensors(data.example_input(0)).values())
-    return max(1, min(MAX_BATCH, INPUT_NUMBERS_A_BATCH // max(numbers, 1)))
+def automatic_batch_size(classifier: Classifier, data: Data) -> int:
+    """As many examples as keep the largest tensor of the eval pass under 2^24 numbers, at most 256."""
+    sample = next(data.batches(SAMPLE))
+    with preserved(classifier.model), flags(classifier.model, ()):
+        numbers = largest_tensor(lambda: classifier(sample.inputs)) / len(sample)
+    return max(1, min(MAX_BATCH, int(NUMBERS_A_TENSOR // max(numbers, 1))))
 
 
 def check_label_shape(data: Data) -> None:

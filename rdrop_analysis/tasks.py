@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from rdrop_analysis.data import Batch, Inputs, map_tensors, named_tensors
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.safe_io import printable
+from rdrop_probes.sites import flags
+from rdrop_probes.submodels import preserved
 
 TASKS = ("classification",)
 OUTPUT_KEYS = ("logits", "output", "outputs", "scores")
@@ -44,34 +46,31 @@ def recognise(model: nn.Module, batch: Batch) -> Classifier:
     Raises:
         DataError: the model refuses the inputs, or does not return one row of class scores an example.
     """
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            scores = class_scores(call(model, batch.inputs))
-    except DataError:
-        raise
-    except Exception as problem:  # the user's model may raise anything
-        first = (str(problem).splitlines() or [""])[0]
-        raise DataError(
-            f"the model refuses the data ({describe(batch.inputs)}): {type(problem).__name__}: {printable(first, 200)}"
-        ) from problem
-    finally:
-        for module in was_training:
-            module.training = True
+    with preserved(model), flags(model, ()), torch.no_grad():
+        scores = class_scores(call(model, batch.inputs))
     if scores.shape[0] != len(batch):
         raise DataError(f"the model returns {scores.shape[0]} rows for {len(batch)} examples: is the batch first?")
     return Classifier(model, scores.shape[1], from_probabilities=_are_probabilities(scores))
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """Call the model with floating-point inputs in its own dtype, and everything on its device."""
+    """Call the model with floating-point inputs in its own dtype, and everything on its device.
+
+    Raises:
+        DataError: the model raised anything.
+    """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         inputs = map_tensors(lambda t: t.to(parameter if t.is_floating_point() else parameter.device), inputs)
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    try:
+        if isinstance(inputs, Tensor):
+            return model(inputs)
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    except Exception as problem:  # the user's model may raise anything
+        first = printable((str(problem).splitlines() or [""])[0], 200)
+        raise DataError(
+            f"the model refuses the data ({describe(inputs)}): {type(problem).__name__}: {first}"
+        ) from problem
 
 
 def class_scores(output: Any) -> Tensor:

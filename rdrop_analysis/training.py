@@ -86,7 +86,7 @@ def train(
     plan = _Plan(task, recipe, criterion, alpha, seed)
     data, test = load_data(recipe.train_data, recipe.limit), load_data(recipe.data)
     history: list[Epoch] = []
-    with _seeded(seed):
+    with _seeded(seed), _threads(recipe.threads):
         model = build(recipe.architecture, recipe.arguments)
         for epoch in run_epochs(model, data, recipe, criterion, seed):
             history.append(epoch)
@@ -138,6 +138,17 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Use so many CPU threads for a while; as many as before, if None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _settings(plan: _Plan, history: list[Epoch], model: nn.Module, test: Data) -> dict[str, Scalar]:

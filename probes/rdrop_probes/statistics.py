@@ -199,12 +199,12 @@ def _leave_out_means(column: Column) -> Floats:
     return means
 
 
-def _difference_of_blocks(ref: Column, cand: Column) -> Floats | None:
-    """Differences with one block of sub-models left out; None if neither column has dropout in it."""
+def _difference_of_blocks(ref: Column, cand: Column, times: float = 1.0) -> Floats | None:
+    """Candidate less `times` reference with one block of sub-models left out; None if neither has dropout in it."""
     if ref.leave_out is None and cand.leave_out is None:
         return None
     a, b = _leave_out_means(ref), _leave_out_means(cand)
-    return b - a if len(a) == len(b) else np.empty(0)
+    return b - times * a if len(a) == len(b) else np.empty(0)
 
 
 def _p_value(difference: float | None, spread: Spread) -> float | None:
@@ -221,18 +221,9 @@ def _ratio(
     """mean(b) / mean(a) with an interval by the delta method on its logarithm (paired)."""
     if not len(a) or a.mean() == 0 or not isfinite(ratio := float(b.mean() / a.mean())) or ratio <= 0:
         return None, None, None
-    blocks = _log_ratio_of_blocks(*masks) if masks else None
-    half = sample_spread((b - ratio * a) / b.mean(), blocks).half_width(level)
+    blocks = _difference_of_blocks(*masks, times=ratio) if masks else None
+    scale = float(b.mean())  # not the leave-out means: those of a bias-corrected metric are not corrected
+    half = sample_spread((b - ratio * a) / scale, None if blocks is None else blocks / scale).half_width(level)
     if half is None or half > MAX_LOG_RATIO:
         return ratio, None, None
     return ratio, exp(log(ratio) - half), exp(log(ratio) + half)
-
-
-def _log_ratio_of_blocks(ref: Column, cand: Column) -> Floats | None:
-    """Log ratios with one block of sub-models left out; None if neither column has dropout in it."""
-    if ref.leave_out is None and cand.leave_out is None:
-        return None
-    a, b = _leave_out_means(ref), _leave_out_means(cand)
-    if len(a) != len(b) or (a * b <= 0).any():
-        return np.empty(0)
-    return np.log(b / a)

@@ -94,6 +94,7 @@ class SubModels:
         self._chunk = chunk
         self._paths = ModulePaths(model)
         self._fired: set[SiteKey] = set()
+        self._ran = False
 
     def eval_logits(self, inputs: Any, n: int, item: int) -> Tensor:
         """Logits [N, C] of the eval model: dropout off."""
@@ -105,6 +106,7 @@ class SubModels:
         Raises:
             SilentSiteError: nothing was drawn although the model has dropout.
         """
+        self._ran = True
         if self.strategy == "auto":
             self._choose(inputs, n, item)
         step = self._chunk if self.strategy == "vmap" else 1
@@ -116,7 +118,9 @@ class SubModels:
                 yield Chunk(start, self._run(inputs, n, ks, item, training=True).unsqueeze(0))
 
     def check_all_fired(self) -> None:
-        """Raise SilentSiteError if a site of the plan never drew during the measurement."""
+        """Raise SilentSiteError if sub-models ran and a site of the plan never drew in them."""
+        if not self._ran:
+            return
         certain = {key for key, site in self._plan.sites.items() if site.rate == 1}
         if silent := set(self._plan.sites) - self._fired - certain:
             raise SilentSiteError(f"dropout at {', '.join(sorted(path for path, _ in silent))} never drew")
@@ -128,7 +132,7 @@ class SubModels:
         try:
             batched = self._run_batched(inputs, n, ks, item)
         except Exception as error:  # whatever a model does that vmap cannot, the loop can
-            self.strategy, self.reason = "loop", f"vmap cannot run this model: {_first_line(error)}"
+            self.strategy, self.reason = "loop", f"vmap cannot run this model: {_first_line(error.__cause__ or error)}"
             return
         if agree(batched, expected):
             self.strategy, self.reason = "vmap", "it reproduces the loop on the first batch"
@@ -183,5 +187,5 @@ def agree(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance, equal_nan=True)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

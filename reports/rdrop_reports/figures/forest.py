@@ -37,7 +37,8 @@ def forest(record: RunRecord, wanted: Sequence[Panel], theme: Theme, *, from_zer
     for place, (axis, panel) in enumerate(zip(axes, kept, strict=True)):
         _draw_panel(axis, record, panel, theme)
         if from_zero:
-            axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
+            left, right = min(0.0, axis.get_xlim()[0]), axis.get_xlim()[1]
+            axis.set_xlim(left, right + 0.06 * (right - left))  # marks at the right end are not cut
         name_rows(axis, [elide(c.name, 16) for c in in_order(record)] if place % 2 == 0 else [""] * rows, theme)
     return figure
 
