@@ -14,8 +14,7 @@ from rdrop_analysis.errors import UsageError
 class Recipe:
     """A training task: `data` is the built-in test set, `train_data` what is trained on, `limit` how much of it.
 
-    `architecture` and `arguments` are those of `rdrop_analysis.models.build`. `threads` limits the CPU threads:
-    steps of a few microseconds are slower on several, five times so where the cores are shared.
+    `architecture` and `arguments` are those of `rdrop_analysis.models.build`.
     """
 
     data: str
@@ -26,7 +25,6 @@ class Recipe:
     batch_size: int
     learning_rate: float
     limit: int | None = None
-    threads: int | None = None
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -38,7 +36,6 @@ RECIPES: Mapping[str, Recipe] = {
         epochs=30,
         batch_size=64,
         learning_rate=1e-3,
-        threads=1,
     ),
     "fashion-mnist": Recipe(
         data="fashion-mnist",

@@ -51,7 +51,7 @@ def train(
     every_epoch: bool = False,
     progress: Callable[[Epoch], None] | None = None,
 ) -> TrainingRun:
-    """Train a model with Adam and return it; the same arguments on the same machine give the same bits.
+    """Train a model with Adam on one CPU thread; equal arguments on equal machines give equal bits.
 
     Args:
         task: a name in `rdrop_analysis.recipes.RECIPES`, whose values stand in for whatever is None.
@@ -86,7 +86,7 @@ def train(
     plan = _Plan(task, recipe, criterion, alpha, seed)
     data, test = load_data(recipe.train_data, recipe.limit), load_data(recipe.data)
     history: list[Epoch] = []
-    with _seeded(seed), _threads(recipe.threads):
+    with _seeded(seed), _one_thread():
         model = build(recipe.architecture, recipe.arguments)
         for epoch in run_epochs(model, data, recipe, criterion, seed):
             history.append(epoch)
@@ -141,10 +141,14 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Use so many CPU threads for a while; as many as before, if None."""
+def _one_thread() -> Iterator[None]:
+    """Use one CPU thread for a while.
+
+    Results then do not depend on the number of cores; steps this small gain little from several threads, and take
+    five times as long on cores that others use too.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
