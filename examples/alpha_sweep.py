@@ -12,11 +12,11 @@ ALPHAS = (0, 0.5, 1, 2, 5)
 METRICS = {"epkl": "EPKL (nats)", "nll_gap": "NLL gap, sub-models minus eval (nats)", "accuracy_eval": "eval accuracy"}
 
 mpl.use("Agg")
-models = {f"alpha={alpha:g} seed={seed}": train("digits", alpha=alpha, seed=seed) for alpha in ALPHAS for seed in (0, 1)}
-results = analyze({name: run.model for name, run in models.items()}, "digits", sub_models=32)
+runs = {f"alpha={a:g} seed={s}": train("digits", alpha=a, seed=s) for a in ALPHAS for s in (0, 1)}
+results = analyze({name: run.model for name, run in runs.items()}, "digits", sub_models=32)
 
 table = results.summary[results.summary["metric"].isin(METRICS)].copy()
-table["alpha"] = table["checkpoint"].map(lambda name: models[name].settings["alpha"])
+table["alpha"] = table["checkpoint"].map(lambda name: runs[name].settings["alpha"])
 table["quantity"] = table["metric"].map(METRICS)
 table.to_csv("alpha-sweep.csv", index=False)
 print(table.pivot_table(index="alpha", columns="metric", values="estimate").round(4))

@@ -6,6 +6,7 @@ A self-describing checkpoint names one of `ARCHITECTURES` with its arguments; no
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,10 +22,10 @@ def mlp(in_features: int, hidden: list[int], n_classes: int, dropout: float) -> 
     Takes inputs [N, in_features], or of any shape with as many elements an example; gives logits [N,
     n_classes].
     """
-    layers: list[nn.Module] = [nn.Flatten()]
-    for width_in, width in zip([in_features, *hidden[:-1]], hidden, strict=True):
-        layers += [nn.Linear(width_in, width), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers, nn.Linear(hidden[-1], n_classes))
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+    for i, (width_in, width) in enumerate(zip([in_features, *hidden[:-1]], hidden, strict=True), 1):
+        layers |= {f"linear{i}": nn.Linear(width_in, width), f"relu{i}": nn.ReLU(), f"dropout{i}": nn.Dropout(dropout)}
+    return nn.Sequential(OrderedDict(layers, output=nn.Linear(hidden[-1], n_classes)))
 
 
 def cnn(channels: list[int], hidden: int, n_classes: int, dropout: float) -> nn.Sequential:
@@ -34,21 +35,26 @@ def cnn(channels: list[int], hidden: int, n_classes: int, dropout: float) -> nn.
     convolution, ReLU and 2 x 2 max pooling.
     """
     first, second = channels
-    return nn.Sequential(
-        *_stage(1, first),
-        *_stage(first, second),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(second * 7 * 7, hidden),  # 28 -> 14 -> 7 pixels a side
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(hidden, n_classes),
-    )
+    layers: dict[str, nn.Module] = {
+        **_stage(1, 1, first),
+        **_stage(2, first, second),
+        "flatten": nn.Flatten(),
+        "dropout1": nn.Dropout(dropout),
+        "linear": nn.Linear(second * 7 * 7, hidden),  # 28 -> 14 -> 7 pixels a side
+        "relu": nn.ReLU(),
+        "dropout2": nn.Dropout(dropout),
+        "output": nn.Linear(hidden, n_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
-def _stage(channels_in: int, channels: int) -> list[nn.Module]:
+def _stage(number: int, channels_in: int, channels: int) -> dict[str, nn.Module]:
     """Return a convolution that keeps the size, ReLU, and pooling that halves it."""
-    return [nn.Conv2d(channels_in, channels, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return {
+        f"conv{number}": nn.Conv2d(channels_in, channels, kernel_size=3, padding=1),
+        f"relu{number}": nn.ReLU(),
+        f"pool{number}": nn.MaxPool2d(2),
+    }
 
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn}

@@ -7,6 +7,7 @@ import pickle
 import resource
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_the_users_factory_takes_the_place_of_what_the_file_says(tmp_path: Path)
         pass
 
     model = saved(tmp_path / "model.pt")
-    loaded = load_checkpoint(tmp_path / "model.pt", lambda: Mine(*net().children()))
+    loaded = load_checkpoint(tmp_path / "model.pt", lambda: Mine(OrderedDict(net().named_children())))
     assert isinstance(loaded.model, Mine)
     assert same_weights(loaded.model, model)
     assert loaded.architecture == "Mine"
@@ -212,13 +213,14 @@ def test_a_state_dict_without_a_factory_asks_for_one(tmp_path: Path) -> None:
 def test_a_mismatch_lists_the_first_names_and_the_counts(tmp_path: Path) -> None:
     state = net().state_dict()
     torch.save(
-        {"1.weight": torch.zeros(9, 9), "1.bias": state["1.bias"]} | {f"new{i}": torch.zeros(1) for i in range(5)},
+        {"linear1.weight": torch.zeros(9, 9), "linear1.bias": state["linear1.bias"]}
+        | {f"new{i}": torch.zeros(1) for i in range(5)},
         tmp_path / "m.pt",
     )
     message = one_line(tmp_path / "m.pt", CheckpointError)
-    assert "4 missing (4.weight, 4.bias, 7.weight, ...)" in message
+    assert "4 missing (linear2.weight, linear2.bias, output.weight, ...)" in message
     assert "5 unexpected (new0, new1, new2, ...)" in message
-    assert "1 of another shape (1.weight is 9x9 in the file, 5x6 in the model)" in message
+    assert "1 of another shape (linear1.weight is 9x9 in the file, 5x6 in the model)" in message
 
 
 @pytest.mark.parametrize(
