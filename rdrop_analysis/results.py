@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.output import write_all
-from rdrop_probes.records import RunRecord, Unit, in_unit, read_record
+from rdrop_analysis.output import check_writable, write_figures
+from rdrop_analysis.safe_io import write_whole
+from rdrop_probes.records import RunRecord, Unit, in_unit, read_record, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 PER_EXAMPLE = "per_example.csv"
-FORMATS = ("html", "png", "svg", "pdf", "json", "csv")
+PICTURES = ("png", "svg", "pdf")
+FORMATS = ("html", *PICTURES, "json", "csv")
 DEFAULT_FORMATS = ("html", "png", "json", "csv")
 
 
@@ -70,12 +72,25 @@ class Results:
         """
         if unknown := [name for name in formats if name not in FORMATS]:
             raise UsageError(f"unknown format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
-        return write_all(self, Path(directory), formats)
+        directory = Path(directory)
+        check_writable(directory)
+        if "json" in formats:
+            write_whole(directory / RESULTS, to_json(self.record), DataError)
+        if "csv" in formats:
+            self._write_tables(directory)
+        if pictures := [name for name in PICTURES if name in formats]:
+            write_figures(self.shown, self.per_example, directory / "figures", pictures)
+        if "html" in formats:
+            self.report(directory / "report.html")
+        return directory
+
+    def _write_tables(self, directory: Path) -> None:
+        write_whole(directory / "summary.csv", self.summary.to_csv(index=False).encode(), DataError)
+        if self.per_example is not None:
+            write_whole(directory / PER_EXAMPLE, self.per_example.to_csv(index=False).encode(), DataError)
 
     def report(self, path: str | Path) -> Path:
         """Write the HTML report alone."""
-        from rdrop_analysis.safe_io import write_whole
-
         path = Path(path)
         write_whole(path, self.page().encode(), DataError)
         return path
