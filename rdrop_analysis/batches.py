@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rdrop_analysis.data import IGNORED, Batch, Inputs, named_tensors
 from rdrop_analysis.errors import DataError
-from rdrop_analysis.safe_io import printable
+from rdrop_analysis.files import printable
 
 _INPUT_NAMES = ("inputs", "x")
 _LABEL_NAMES = ("labels", "y")

@@ -18,8 +18,9 @@ from torch import nn
 
 from rdrop_analysis.builtin_data import BUILT_IN
 from rdrop_analysis.errors import CheckpointError, UsageError
+from rdrop_analysis.files import printable, sha256_of, write_whole
 from rdrop_analysis.models import build
-from rdrop_analysis.safe_io import printable, read_tensors, sha256_of, write_whole
+from rdrop_analysis.safe_io import read_tensors
 from rdrop_analysis.state_dicts import check_fit, find_state_dict, fit
 
 FORMAT = "rdrop-analysis/checkpoint"

@@ -24,7 +24,8 @@ from rdrop_analysis.batches import batch_from, joined
 from rdrop_analysis.builtin_data import BUILT_IN
 from rdrop_analysis.data import Batch, Data, Inputs, check_labels
 from rdrop_analysis.errors import DataError, RDropAnalysisError
-from rdrop_analysis.safe_io import first_bytes, printable, read_tensors
+from rdrop_analysis.files import printable
+from rdrop_analysis.safe_io import first_bytes, read_tensors
 
 __all__ = ["Batch", "Data", "Inputs", "check_labels", "load_data"]
 

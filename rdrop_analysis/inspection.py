@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rdrop_analysis.checkpoints import read_description
 from rdrop_analysis.datasets import load_data
 from rdrop_analysis.errors import CheckpointError, DataError, UsageError
-from rdrop_analysis.safe_io import read_tensors, sha256_of
+from rdrop_analysis.files import sha256_of
+from rdrop_analysis.safe_io import read_tensors
 from rdrop_analysis.state_dicts import find_state_dict
 from rdrop_analysis.subjects import Entry
 from rdrop_analysis.tasks import recognise

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from rdrop_analysis.errors import CheckpointError
-from rdrop_analysis.safe_io import printable
+from rdrop_analysis.files import printable
 
 
 def mlp(in_features: int, hidden: list[int], n_classes: int, dropout: float) -> nn.Sequential:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.output import check_writable, write_figures
-from rdrop_analysis.safe_io import write_whole
+from rdrop_analysis.files import check_writable, write_whole
 from rdrop_probes.records import RunRecord, Unit, in_unit, read_record, to_json
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Results:
         if "csv" in formats:
             self._write_tables(directory)
         if pictures := [name for name in PICTURES if name in formats]:
-            write_figures(self.shown, self.per_example, directory / "figures", pictures)
+            _write_figures(self.shown, self.per_example, directory / "figures", pictures)
         if "html" in formats:
             self.report(directory / "report.html")
         return directory
@@ -105,6 +105,25 @@ class Results:
         """The comparisons, or the summary of a single checkpoint, as a table for notebooks."""
         table = self.comparisons if self.record.comparisons else self.summary
         return str(table.to_html(index=False, escape=True, float_format="{:.4g}".format))
+
+
+def _write_figures(
+    record: RunRecord, per_example: pd.DataFrame | None, directory: Path, formats: Sequence[str]
+) -> None:
+    """Draw into a folder beside, then move each figure into `directory`.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    from rdrop_reports.figures import save_figures
+
+    try:
+        directory.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=directory.parent, prefix=".rdrop-") as scratch:
+            for drawn in save_figures(record, per_example, Path(scratch), formats=tuple(formats)):
+                drawn.replace(directory / drawn.name)
+    except OSError as problem:
+        raise DataError(f"cannot write figures to {directory}: {problem.strerror}") from problem
 
 
 def load_results(path: str | Path) -> Results:

@@ -1,4 +1,4 @@
-"""Read files of tensors without running code from them; write files whole or not at all.
+"""Read files of tensors without running code from them.
 
 Checkpoints and data sets come from strangers: every read here is `torch.load(weights_only=True)` or
 safetensors, with no fallback, and the sizes a file declares are compared with the file before memory is
@@ -8,9 +8,7 @@ taken.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import os
 import pickletools
 import warnings
 import zipfile
@@ -23,6 +21,7 @@ import safetensors.torch
 import torch
 
 from rdrop_analysis.errors import RDropAnalysisError, UnsafeFileError
+from rdrop_analysis.files import printable
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
@@ -45,32 +44,6 @@ def read_tensors(path: Path, error: type[RDropAnalysisError]) -> object:
     if head.startswith(_PICKLE_MAGIC):  # torch compares the sizes in this older format itself
         return _torch_load(path, error)
     raise error(f"{path} is neither a PyTorch nor a safetensors file{_resembles(head)}")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, content: bytes, error: type[RDropAnalysisError]) -> None:
-    """Write a file by renaming a finished one into place, so that no reader ever sees a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as problem:
-        raise error(f"cannot write {path}: {problem.strerror or problem}") from problem
-    finally:
-        with contextlib.suppress(OSError):  # what went wrong above has been said; after a rename it is gone
-            temporary.unlink()
-
-
-def printable(text: object, limit: int = 80) -> str:
-    """Return text that came from a file with its control characters escaped, cut to `limit` characters."""
-    escaped = str(text).encode("unicode_escape").decode("ascii")
-    return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
 
 
 def first_bytes(path: Path, error: type[RDropAnalysisError]) -> bytes:

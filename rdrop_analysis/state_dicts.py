@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from rdrop_analysis.errors import CheckpointError
-from rdrop_analysis.safe_io import printable
+from rdrop_analysis.files import printable
 
 StateDict = dict[str, Tensor]
 

@@ -53,7 +53,7 @@ def analyze(ctx: click.Context, /, checkpoints: tuple[Path, ...], trust_code: bo
 def _run(ctx: click.Context, checkpoints: tuple[Path, ...], settings: dict[str, Any]) -> None:
     from rdrop_analysis.analysis import INTERRUPTED
     from rdrop_analysis.analysis import analyze as run
-    from rdrop_analysis.output import check_writable
+    from rdrop_analysis.files import check_writable
     from rdrop_analysis.terminal import progress_bars, show
 
     directory, formats, quiet = (settings.pop(name) for name in ("output", "formats", "quiet"))

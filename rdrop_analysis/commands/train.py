@@ -31,7 +31,7 @@ def train(
     With --alpha 0 this is ordinary training with dropout; above 0 each example passes twice and
     alpha times the symmetric KL between the two outputs is added (R-Drop, Liang et al. 2021).
     """
-    from rdrop_analysis.output import check_writable
+    from rdrop_analysis.files import check_writable
     from rdrop_analysis.recipes import find_recipe
     from rdrop_analysis.terminal import training_bar
     from rdrop_analysis.training import train as run

@@ -1,0 +1,51 @@
+"""Files on their way out, whole or not at all, and names from files made fit to be printed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rdrop_analysis.errors import DataError, RDropAnalysisError
+
+
+def check_writable(directory: Path) -> None:
+    """Make the directory and see that files can be made in it, before any work is done for it.
+
+    Raises:
+        DataError: it cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=directory, prefix=".rdrop-"):
+            pass
+    except OSError as problem:
+        raise DataError(f"cannot write to {directory}: {problem.strerror}; name another with --output") from problem
+
+
+def write_whole(path: Path, content: bytes, error: type[RDropAnalysisError]) -> None:
+    """Write a file by renaming a finished one into place, so that no reader ever sees a part of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as problem:
+        raise error(f"cannot write {path}: {problem.strerror or problem}") from problem
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong above has been said; after a rename it is gone
+            temporary.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def printable(text: object, limit: int = 80) -> str:
+    """Return text that came from a file with its control characters escaped, cut to `limit` characters."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
