@@ -247,9 +247,9 @@ class _Pass:
 
 def _effective(settings: Settings, plan: SitePlan, findings: dict[str, str]) -> Settings:
     """Settings with masks shared by all examples where the model itself shares them within a batch."""
-    if not plan.shared_by_batch or settings.masks == "shared":
+    if not (plan.shared_by_batch or plan.erratic) or settings.masks == "shared":
         return settings
-    where = ", ".join(dict.fromkeys(site.key[0] or "(root)" for site in plan.shared_by_batch))
+    where = ", ".join(dict.fromkeys(site.key[0] or "(root)" for site in plan.shared_by_batch)) or "a random choice"
     findings["masks_shared"] = f"{where} draws one mask for a whole batch: masks are shared by all examples"
     return Settings(**{**settings.__dict__, "masks": "shared"})
 

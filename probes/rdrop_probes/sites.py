@@ -6,6 +6,7 @@ back, found by running the model, never a module that keeps running statistics.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from rdrop_probes.records import SiteRecord
 
 Forward = Callable[[Any], Tensor]
 SiteKey = tuple[str, int]
+ERRATIC_PASSES = 16  # a layer that runs half of the time is missed once in 65 thousand
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,19 @@ class Site:
 
 @dataclass(frozen=True)
 class SitePlan:
-    """The sites of a model and the modules to put in training mode so that they, and only they, draw."""
+    """The sites of a model and the modules to put in training mode so that they, and only they, draw.
+
+    `erratic`: which sites draw is itself random (LayerDrop), or Python's own generator has a hand in it.
+    """
 
     sites: dict[SiteKey, Site]
     modules: frozenset[nn.Module] = field(repr=False)
+    erratic: bool = False
 
     @property
     def stochastic(self) -> bool:
         """Whether train mode draws anything at all."""
-        return bool(self.sites)
+        return bool(self.sites) or self.erratic
 
     @property
     def shared_by_batch(self) -> list[Site]:
@@ -89,12 +95,13 @@ def find_sites(model: nn.Module, run: Callable[[int], Tensor]) -> SitePlan:
     Raises:
         SilentSiteError: no set of training flags brings back every draw of full train mode.
     """
-    in_eval = _observe(model, frozenset(), lambda: run(2))
+    in_eval = _observe(model, frozenset(), lambda: run(2)).sightings
     everything = frozenset(module for module in model.modules() if not keeps_statistics(module))
     with buffers_kept(model):  # full train mode may update running values that the eval model computes with
-        expected = _observe(model, everything, lambda: run(2))
-    modules = _smallest_flags(model, everything, expected, lambda: run(2))
-    larger = _observe(model, modules, lambda: run(3))
+        seen = _observe(model, everything, lambda: run(2))
+    expected = seen.sightings
+    modules = _smallest_flags(model, everything, seen, lambda: run(2))
+    larger = _observe(model, modules, lambda: run(3)).sightings
     sites = {
         key: Site(
             key,
@@ -106,7 +113,7 @@ def find_sites(model: nn.Module, run: Callable[[int], Tensor]) -> SitePlan:
         )
         for key, sighting in expected.items()
     }
-    return SitePlan(sites, modules)
+    return SitePlan(sites, modules, erratic=seen.erratic)
 
 
 def keeps_statistics(module: nn.Module) -> bool:
@@ -144,20 +151,24 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _smallest_flags(
-    model: nn.Module,
-    everything: frozenset[nn.Module],
-    expected: dict[SiteKey, Any],
-    run: Callable[[], Tensor],
+    model: nn.Module, everything: frozenset[nn.Module], wanted: _Observation, run: Callable[[], Tensor]
 ) -> frozenset[nn.Module]:
     """Start from the modules that draw; add the ancestors of those that then stay silent."""
-    modules = frozenset(model.get_submodule(path) for path, _ in expected) & everything
-    while missing := set(expected) - set(_observe(model, modules, run)):
-        ancestors = {model.get_submodule(parent) for path, _ in missing for parent in _parents(path)}
+    modules = frozenset(model.get_submodule(path) for path, _ in wanted.sightings) & everything
+    while True:
+        found = _observe(model, modules, run)
+        missing = wanted.sightings.keys() - found.sightings.keys()
+        if not missing and found.pythons >= wanted.pythons:
+            return modules
+        ancestors = {
+            model.get_submodule(parent) for path, _ in missing or wanted.sightings for parent in _parents(path)
+        }
         if not (ancestors & everything) - modules:
+            if not missing:
+                return everything  # who uses Python's generator leaves no trace
             names = ", ".join(sorted(path or "(root)" for path, _ in missing))
             raise SilentSiteError(f"dropout at {names} draws in train mode but not when activated alone")
         modules |= ancestors & everything
-    return modules
 
 
 def _parents(path: str) -> list[str]:
@@ -165,16 +176,40 @@ def _parents(path: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
-def _observe(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor]) -> dict[SiteKey, _Sighting]:
-    """Every draw of one forward pass under these flags."""
+@dataclass(frozen=True)
+class _Observation:
+    """Draws by site, whether Python's generator was used, and whether chance decided which sites drew."""
+
+    sightings: dict[SiteKey, _Sighting]
+    pythons: bool = False
+    erratic: bool = False
+
+
+def _observe(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor]) -> _Observation:
+    """Every draw of a forward pass under these flags; of several passes where chance may decide what runs."""
+    flags_set = frozenset(training)
+    seen, pythons = _observe_once(model, flags_set, run, 0)
+    if not pythons and all(sighting.draw.keep is not None for sighting in seen.values()):
+        return _Observation(seen)
+    passes = [seen, *(_observe_once(model, flags_set, run, seed)[0] for seed in range(1, ERRATIC_PASSES))]
+    union = {key: sighting for found in passes for key, sighting in found.items()}
+    return _Observation(union, pythons, erratic=pythons or any(found.keys() != union.keys() for found in passes))
+
+
+def _observe_once(
+    model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor], seed: int
+) -> tuple[dict[SiteKey, _Sighting], bool]:
+    """Every draw of one forward pass, and whether Python's generator was used in it."""
     seen: dict[SiteKey, _Sighting] = {}
     certain: list[tuple[str, tuple[int, ...]]] = []
     paths = ModulePaths(model)
 
     def note(draw: Draw, out: Tensor) -> None:
         seen[draw.path, draw.ordinal] = _Sighting(draw, tuple(out.shape))
-        draw.fill(out, draw.keep, torch.Generator(out.device).manual_seed(0))
+        draw.fill(out, draw.keep, torch.Generator(out.device).manual_seed(seed))
 
+    random.seed(seed)
+    before = random.getstate()
     with ExitStack() as stack:
         stack.enter_context(flags(model, training))
         stack.enter_context(torch.no_grad())
@@ -185,7 +220,7 @@ def _observe(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], 
     for path, shape in certain:  # numbered behind the module's draws, whose ordinals have to stay theirs
         ordinal = sum(path == other for other, _ in seen)
         seen[path, ordinal] = _Sighting(Draw(path, ordinal, "dropout", 0.0, lambda out, *_: None), shape)
-    return seen
+    return seen, random.getstate() != before
 
 
 class _CertainDropout(TorchFunctionMode):

@@ -122,11 +122,16 @@ class SubModels:
         if not self._ran:
             return
         certain = {key for key, site in self._plan.sites.items() if site.rate == 1}
+        if self._plan.erratic and self._fired:
+            return  # a rare site may have had no turn
         if silent := set(self._plan.sites) - self._fired - certain:
             raise SilentSiteError(f"dropout at {', '.join(sorted(path for path, _ in silent))} never drew")
 
     def _choose(self, inputs: Any, n: int, item: int) -> None:
         """Take vmap if two sub-models come out as in the loop, the loop otherwise; remember why."""
+        if self._plan.erratic:
+            self.strategy, self.reason = "loop", "what the model runs is decided at random"
+            return
         ks = [0, 1]
         expected = torch.stack([self._run(inputs, n, [k], item, training=True) for k in ks])
         try:
@@ -141,6 +146,7 @@ class SubModels:
 
     def _run(self, inputs: Any, n: int, ks: list[int], item: int, *, training: bool) -> Tensor:
         sampler = self._sampler(ks, n, item, batched=False)
+        random.seed(f"{self._seed} {0 if self._masks == 'shared' else item} {ks[0]}")  # for layers dropped by Python
         with self._context(sampler, training=training):
             logits = self._forward(inputs)
         if training:
