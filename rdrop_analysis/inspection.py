@@ -17,10 +17,11 @@ from rdrop_analysis.safe_io import read_tensors
 from rdrop_analysis.state_dicts import find_state_dict
 from rdrop_analysis.subjects import Entry
 from rdrop_analysis.tasks import recognise
+from rdrop_probes.discovery import find_sites
 from rdrop_probes.measure import take
 from rdrop_probes.records import SiteRecord
-from rdrop_probes.sites import SilentSiteError, find_sites
-from rdrop_probes.submodels import preserved
+from rdrop_probes.sites import SilentSiteError
+from rdrop_probes.state import preserved
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from rdrop_probes.footprint import largest_tensor
 from rdrop_probes.measure import Batch, Measurement, NotFiniteError, Settings, measure
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
-from rdrop_probes.sites import SilentSiteError, flags
+from rdrop_probes.sites import SilentSiteError
+from rdrop_probes.state import flags, preserved
 from rdrop_probes.statistics import metric
-from rdrop_probes.submodels import preserved
 
 NUMBERS_A_TENSOR = 2**24  # in the largest tensor of a batch, before sub-models multiply it
 MAX_BATCH = 256

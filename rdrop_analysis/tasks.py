@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from rdrop_analysis.data import Batch, Inputs, map_tensors, named_tensors
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_probes.sites import flags
-from rdrop_probes.submodels import preserved
+from rdrop_probes.state import flags, preserved
 
 TASKS = ("classification",)
 OUTPUT_KEYS = ("logits", "output", "outputs", "scores")

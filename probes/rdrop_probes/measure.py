@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rdrop_probes.columns import Column
-from rdrop_probes.gradients import gradient_pass
+from rdrop_probes.discovery import find_sites
 from rdrop_probes.masks import GRADIENT_STREAM, Masks, stream
+from rdrop_probes.neutral import gradient_pass
 from rdrop_probes.probe import Probe
-from rdrop_probes.sites import Forward, SitePlan, find_sites, flags
-from rdrop_probes.submodels import Chunk, Strategy, SubModels, agree, preserved
+from rdrop_probes.sites import Forward, SitePlan
+from rdrop_probes.state import flags, preserved
+from rdrop_probes.submodels import Chunk, Strategy, SubModels, agree
 from rdrop_probes.terms import BlockSums, EvalBatch, vote
 
 GRADIENT_EXAMPLES = 64  # per differentiable pass: rows of the Jacobian are kept for all its examples

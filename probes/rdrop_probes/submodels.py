@@ -14,39 +14,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rdrop_probes.interception import DrawInterceptor, ModulePaths
 from rdrop_probes.masks import EVAL_STREAM, Masks, Sampler, stream
-from rdrop_probes.sites import Forward, SilentSiteError, SiteKey, SitePlan, buffers_kept, flags
+from rdrop_probes.sites import Forward, SilentSiteError, SiteKey, SitePlan
+from rdrop_probes.state import flags
 
 Strategy = Literal["auto", "vmap", "loop"]
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Training flags, buffers and global random state are afterwards as before, whatever happens inside.
-
-    Inside, the fused path of `nn.TransformerEncoder` and `nn.MultiheadAttention`, which skips dropout, is off,
-    and so are the fused attention kernels, whose masks cannot be supplied and which have no second derivative.
-    """
-    python_state = random.getstate()
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
-        stack.enter_context(buffers_kept(model))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(flags(model, [m for m in model.modules() if m.training]))
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
-            random.setstate(python_state)
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
 
 
 @dataclass(frozen=True)
@@ -61,7 +35,7 @@ class SubModels:
     """The `count` sub-models of a model.
 
     Args:
-        model: the network; used inside :func:`preserved`.
+        model: the network; used inside :func:`rdrop_probes.state.preserved`.
         forward: maps a batch's inputs to logits [N, C] by calling `model`.
         plan: its sites.
         count: K, the number of sub-models.

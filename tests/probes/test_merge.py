@@ -7,13 +7,13 @@ from torch import nn
 
 from rdrop_probes.calibration import Calibration
 from rdrop_probes.columns import ColumnSet
+from rdrop_probes.discovery import find_sites
 from rdrop_probes.gap import Gap
-from rdrop_probes.gradients import gradient_pass
 from rdrop_probes.jacobian import Jacobian
+from rdrop_probes.neutral import gradient_pass
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
-from rdrop_probes.sites import find_sites
-from rdrop_probes.submodels import preserved
+from rdrop_probes.state import preserved
 
 N, K, C, CUT = 11, 6, 4, 4
 ROUNDING = 1e-9  # the same sums in another order

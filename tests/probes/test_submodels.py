@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name it goes by
 from torch import Tensor, nn
 
+from rdrop_probes.discovery import keeps_statistics
 from rdrop_probes.gap import Gap
 from rdrop_probes.jacobian import Jacobian
 from rdrop_probes.measure import NotFiniteError
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
-from rdrop_probes.sites import SilentSiteError, keeps_statistics
+from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.statistics import mask_spread
 
 N, C = 12, 3

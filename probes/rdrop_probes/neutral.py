@@ -1,0 +1,187 @@
+"""The differentiable eval pass, with every mask at its neutral value.
+
+The model runs with dropout activated and every mask at its neutral value, so that it computes what the eval
+model computes, and the result of each mask's multiplication is noted. With out = h * m, the derivative of
+anything with respect to the mask m at 1 is out * d/d(out), summed to the mask's shape. So one backward pass
+gives every site at once, for any kind of multiplicative noise and wherever it hides in the model.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rdrop_probes.gradients import GradientPass, NotedMask
+from rdrop_probes.interception import Draw, DrawInterceptor, ModulePaths
+from rdrop_probes.sites import Forward, SiteKey, SitePlan
+from rdrop_probes.state import flags
+from rdrop_probes.submodels import agree
+
+
+def gradient_pass(
+    model: nn.Module,
+    forward: Forward,
+    plan: SitePlan,
+    inputs: Any,
+    n: int,
+    *,
+    generator: torch.Generator,
+    want_sites: bool,
+) -> GradientPass:
+    """Differentiable eval pass over `n` examples; use it inside :func:`rdrop_probes.state.preserved`.
+
+    Where dropout activated with neutral masks does not compute what the eval model computes, sites are given
+    up (`unpredictable` says why) and the plain eval pass is taken.
+    """
+    plain = _forward(model, forward, plan, inputs, generator, training=False)
+    if not want_sites or not plan.stochastic:
+        return GradientPass(plain.logits, plain.leaf, {}, {}, generator)
+    neutral = _forward(model, forward, plan, inputs, generator, training=True)
+    reason = _unusable(neutral, plain)
+    if reason is not None:
+        return GradientPass(plain.logits, plain.leaf, {}, dict.fromkeys(plan.sites, reason), generator)
+    noted, reasons = _usable(plan, neutral.notes, n)
+    return GradientPass(neutral.logits, neutral.leaf, noted, reasons, generator)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    logits: Tensor
+    leaf: Tensor | None
+    notes: _NeutralPass
+
+
+def _unusable(neutral: _Pass, plain: _Pass) -> str | None:
+    """Why the pass with neutral masks cannot stand for the eval pass; None if it can."""
+    if neutral.notes.fused:  # its derivative is scaled by 1 / (1 - q), which a neutral mask does not undo
+        return "the fused dropout kernel has no derivative at the neutral mask"
+    if not agree(neutral.logits.detach(), plain.logits.detach()):
+        return "with neutral masks the model is not the eval model"
+    return None
+
+
+def _usable(plan: SitePlan, notes: _NeutralPass, n: int) -> tuple[dict[SiteKey, NotedMask], dict[SiteKey, str]]:
+    """Which sites the second-order formula covers, and why not the others."""
+    outs = notes.outs
+    noted, reasons = {}, {}
+    for key, site in plan.sites.items():
+        if site.rate is None or site.rate >= 1:
+            reasons[key] = "the rate is 1" if site.rate else "not a dropout"
+        elif key not in outs:
+            reasons[key] = "the noise is not a mask multiplied in"
+        elif key in notes.repeated:
+            reasons[key] = "the mask is multiplied in more than once"
+        elif site.batch_dim is None:
+            reasons[key] = "the mask is shared by the examples of a batch"
+        elif (entry := outs[key])[0]._version != entry[1]:
+            reasons[key] = "the result of the dropout is changed in place"
+        elif not entry[0].requires_grad:
+            reasons[key] = "no gradient reaches it"
+        else:
+            noted[key] = NotedMask(*entry, batch_dim=site.batch_dim, n=n)
+    return noted, reasons
+
+
+def _forward(
+    model: nn.Module,
+    forward: Forward,
+    plan: SitePlan,
+    inputs: Any,
+    generator: torch.Generator,
+    *,
+    training: bool,
+) -> _Pass:
+    paths = ModulePaths(model)
+    interceptor = _NeutralPass(paths, generator)
+    with ExitStack() as stack:
+        stack.enter_context(flags(model, plan.modules if training else ()))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(paths.tracked())
+        inputs, leaf = _differentiable(inputs)
+        captured = stack.enter_context(_EmbeddingLeaf(model)) if leaf is None else None
+        stack.enter_context(interceptor)
+        logits = forward(inputs)
+    return _Pass(logits, leaf if captured is None else captured.leaf, interceptor)
+
+
+class _NeutralPass(DrawInterceptor):
+    """Gives every mask its neutral value and notes where it is multiplied in."""
+
+    def __init__(self, paths: ModulePaths, generator: torch.Generator) -> None:
+        super().__init__(paths, self._neutral)
+        self.outs: dict[SiteKey, tuple[Tensor, int, torch.Size]] = {}
+        self.repeated: set[SiteKey] = set()
+        self.fused = False
+        self._masks: dict[int, tuple[Tensor, SiteKey]] = {}  # the tensor is kept so that its id stays its own
+        self._generator = generator
+
+    def _neutral(self, draw: Draw, out: Tensor) -> None:
+        self.fused |= draw.operator == "native_dropout"
+        if draw.keep is None:
+            draw.fill(out, None, self._generator)
+            return
+        out.copy_(draw.keep) if isinstance(draw.keep, Tensor) else out.fill_(draw.keep)
+        self._masks[id(out)] = (out, (draw.path, draw.ordinal))
+
+    def pass_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Follow masks through scaling by a number, and note their product with a tensor."""
+        result = func(*args, **kwargs)
+        operator = func.overloadpacket.__name__
+        if operator in {"mul", "mul_", "div", "div_"}:
+            masks = [i for i, a in enumerate(args[:2]) if isinstance(a, Tensor) and id(a) in self._masks]
+            if masks:
+                self._follow(args[masks[0]], args[1 - masks[0]], result, in_place=operator.endswith("_"))
+        return result
+
+    def _follow(self, mask: Tensor, other: Any, result: Tensor, *, in_place: bool) -> None:
+        key = self._masks[id(mask)][1]
+        if isinstance(other, Tensor) and other.dim() > 0:
+            if key in self.outs:
+                self.repeated.add(key)
+            self.outs[key] = (result, result._version + int(in_place), mask.shape)
+        else:
+            self._masks[id(result)] = (result, key)
+
+
+def _differentiable(inputs: Any) -> tuple[Any, Tensor | None]:
+    """Inputs with the first floating-point tensor made a leaf, and that leaf (None: there is none)."""
+    if isinstance(inputs, Tensor):
+        if not inputs.is_floating_point():
+            return inputs, None
+        leaf = inputs.detach().clone().requires_grad_()
+        return leaf, leaf
+    items = list(inputs.items()) if isinstance(inputs, dict) else list(enumerate(inputs))
+    if any(not value.is_floating_point() for _, value in items):
+        return inputs, None  # token ids: the embedding output is the input
+    first, value = items[0]
+    items[0] = first, (leaf := value.detach().clone().requires_grad_())
+    return (dict(items) if isinstance(inputs, dict) else tuple(v for _, v in items)), leaf
+
+
+class _EmbeddingLeaf:
+    """Makes the output of the first embedding that runs a leaf: the input of a model that takes token ids."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.leaf: Tensor | None = None
+        self._model = model
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _EmbeddingLeaf:
+        for module in self._model.modules():
+            if isinstance(module, nn.Embedding):
+                self._handles.append(module.register_forward_hook(self._capture))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _capture(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+        if self.leaf is not None:
+            return None
+        self.leaf = output.detach().requires_grad_()
+        return self.leaf
