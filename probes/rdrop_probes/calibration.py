@@ -51,6 +51,7 @@ class Calibration(SubModelProbe):
     def __init__(self) -> None:
         super().__init__()
         self._bins: dict[str, list[Floats]] = {kind: [] for kind in KINDS}
+        self._leave_out: dict[str, Floats | float] = dict.fromkeys(("sub", "mean"), 0.0)
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         """Brier score [N] of the sub-models (mean) and of their MC mean."""
@@ -68,12 +69,19 @@ class Calibration(SubModelProbe):
         self._bins["sub"].append(totals.mean(binned).cpu().numpy())
         mean = totals.mean(probability).log()
         self._bins["mean"].append(bin_statistics(mean, batch.labels).cpu().numpy())
+        if self.shared_masks:
+            others = sums.leave_one_out()
+            mean = others.mean(probability).log()
+            self._leave_out["sub"] += others.mean(binned).sum(1).cpu().numpy()  # [G, BINS, 3]
+            self._leave_out["mean"] += bin_statistics(mean, batch.labels).sum(1).cpu().numpy()
 
     def merge(self, other: Self) -> None:
         """Append another worker's examples."""
         super().merge(other)
         for kind, bins in other._bins.items():
             self._bins[kind].extend(bins)
+        for kind, totals in other._leave_out.items():
+            self._leave_out[kind] += totals
 
     def outcome(self) -> Outcome:
         """Columns with the ECEs, and the reliability diagrams."""
@@ -81,17 +89,25 @@ class Calibration(SubModelProbe):
         for kind, parts in self._bins.items():
             if parts:
                 bins = np.concatenate(parts)
-                self.kept.columns[f"ece_{kind}"] = ece_column(bins)
+                self.kept.columns[f"ece_{kind}"] = ece_column(bins, self._leave_out.get(kind))
                 tables[kind] = reliability(bins.sum(0))
         return Outcome(self.kept, {"reliability": tables})
 
 
-def ece_column(bins: Floats) -> Column:
-    """Column whose mean is the ECE, from each example's share in the bins [N, BINS, 3]."""
+def ece_column(bins: Floats, leave_out: Floats | float | None = None) -> Column:
+    """Column whose mean is the ECE, from each example's share in the bins [N, BINS, 3].
+
+    `leave_out` has the bins' totals with each block of sub-models left out [G, BINS, 3], where masks are shared.
+    """
     gaps = bins[..., 1] - bins[..., 2]  # [N, BINS], confidence - hit
     values = gaps @ np.sign(gaps.sum(0))
     values[bins[..., 0].sum(1) == 0] = np.nan
-    return Column(values, tabulated=False, floor=0.0)
+    column = Column(values, tabulated=False, floor=0.0)
+    if isinstance(leave_out, np.ndarray):
+        column.leave_out = np.abs(leave_out[..., 1] - leave_out[..., 2]).sum(-1)
+        column.leave_out_n = int(column.finite.sum())
+        column.mask_variance = np.zeros(len(values))  # by example it is not known, and counts as none
+    return column
 
 
 def reliability(totals: Floats) -> list[ReliabilityBin]:

@@ -19,7 +19,8 @@ from rdrop_probes.state import flags, preserved
 from rdrop_probes.submodels import Chunk, Strategy, SubModels, agree
 from rdrop_probes.terms import BlockSums, EvalBatch, vote
 
-GRADIENT_EXAMPLES = 64  # per differentiable pass: rows of the Jacobian are kept for all its examples
+GRADIENT_EXAMPLES = 64  # at most in a differentiable pass: rows of the Jacobian are kept for all its examples
+GRADIENT_SHARE = 4  # part of a batch in such a pass: batches are cut to what a pass without gradients can hold
 
 
 @dataclass(frozen=True)
@@ -205,9 +206,19 @@ class _Pass:
         takers = [p for p in self._probes if p.needs_input_gradients or p.needs_site_gradients]
         if not takers:
             return
+        try:
+            self._share_gradients(item, batch, plan, takers)
+        except Exception as problem:  # a model may have anything in it that autograd cannot follow
+            first = str(problem).splitlines()[0]
+            self._findings["gradients_unavailable"] = f"{', '.join(p.name for p in takers)} left out: {first}"
+            self._probes = [p for p in self._probes if p not in takers]
+
+    def _share_gradients(self, item: int, batch: Batch, plan: SitePlan, takers: list[Probe]) -> None:
+        """One differentiable pass and one set of backward passes for every probe that wants gradients."""
         want_sites = any(p.needs_site_gradients for p in takers)
-        for offset in range(0, batch.n, GRADIENT_EXAMPLES):
-            rows = slice(offset, min(offset + GRADIENT_EXAMPLES, batch.n))
+        size = min(GRADIENT_EXAMPLES, -(-batch.n // GRADIENT_SHARE))
+        for offset in range(0, batch.n, size):
+            rows = slice(offset, min(offset + size, batch.n))
             gradients = gradient_pass(
                 self._model,
                 self._forward,

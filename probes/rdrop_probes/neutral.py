@@ -61,6 +61,12 @@ def _unusable(neutral: _Pass, plain: _Pass) -> str | None:
         return "the fused dropout kernel has no derivative at the neutral mask"
     if not agree(neutral.logits.detach(), plain.logits.detach()):
         return "with neutral masks the model is not the eval model"
+    try:
+        outs = [out for out, *_ in neutral.notes.outs.values() if out.requires_grad]
+        wanted = outs if neutral.leaf is None else [*outs, neutral.leaf]
+        torch.autograd.grad(neutral.logits.sum(), wanted, retain_graph=True, allow_unused=True)
+    except RuntimeError:  # a value that the derivative needs was changed in place
+        return "with dropout activated the model cannot be differentiated"
     return None
 
 

@@ -54,7 +54,8 @@ class Prediction(Probe):
             predicted = (rate / (1 - rate) * squares).cpu()  # 2 R_site
             self._by_site.add(_label(key), plain(predicted))
             total += predicted
-        self.kept.add("predicted_epkl", plain(total))
+        if by_site or not self._unpredictable:  # where nothing could be predicted, 0 would be a lie
+            self.kept.add("predicted_epkl", plain(total))
 
     def merge(self, other: Prediction) -> None:
         """Append another worker's examples."""

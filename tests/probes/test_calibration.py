@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rdrop_probes.calibration import BINS, Calibration
-from rdrop_probes.statistics import metric
+from rdrop_probes.statistics import mask_spread, metric
 
 N, K, C = 60, 5, 3
 
@@ -91,3 +91,28 @@ def test_a_prediction_of_certainty_falls_into_the_last_bin(summed):
 def test_calibration_without_labels_is_refused(summed):
     with pytest.raises(ValueError, match="needs labels"):
         summed(Calibration.terms, torch.zeros(2, 3), torch.zeros(2, 2, 3))
+
+
+def test_with_shared_masks_the_ece_varies_as_its_jackknife_over_sub_models_says(summed, predictions):
+    z0, z, labels = predictions
+    probe = Calibration()
+    probe.shared_masks = True
+    probe.update(*summed(Calibration.terms, z0, z, labels))
+    columns = probe.outcome().columns.columns
+    for kind in ("sub", "mean"):
+        without = [ece(*pooled_without(predictions, left)[kind]) for left in range(K)]
+        expected = (K - 1) / K * sum((e - np.mean(without)) ** 2 for e in without)
+        spread = mask_spread(columns[f"ece_{kind}"], shared_masks=True)
+        assert spread.variance == pytest.approx(expected, rel=1e-9)  # float64 rounding
+        assert spread.df == K - 1
+        found = metric(columns[f"ece_{kind}"], unit="", shared_masks=True)
+        alone = metric(columns[f"ece_{kind}"], unit="", shared_masks=False)
+        assert found.high - found.estimate > alone.high - alone.estimate
+
+
+def pooled_without(predictions, left):
+    _, z, labels = predictions
+    kept = [k for k in range(K) if k != left]
+    y = labels[labels >= 0].numpy()
+    p = z[kept].softmax(-1)[:, labels >= 0]
+    return {"sub": (p.flatten(0, 1).numpy(), np.tile(y, K - 1)), "mean": (p.mean(0).numpy(), y)}

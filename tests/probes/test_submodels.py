@@ -646,3 +646,31 @@ def test_layers_dropped_by_python_alone_are_not_taken_for_no_dropout(measured):
     found = measured(model, torch.randn(N, 5), [PairwiseKL], sub_models=32)
     assert found.columns["epkl"].values.mean() > 1e-6
     assert "no_dropout" not in found.findings
+
+
+class InPlaceAfterRelu(nn.Sequential):
+    """Dropout in place on what ReLU needs for its derivative: trains no better than it is predicted."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3, inplace=True), nn.Linear(8, 3))
+
+
+def test_dropout_that_cannot_be_differentiated_is_not_predicted(measured):
+    found = measured(InPlaceAfterRelu(), torch.randn(20, 6), [PairwiseKL, Jacobian, Prediction], sub_models=4)
+    assert "cannot be differentiated" in found.findings["not_predicted"]
+    assert set(Jacobian.units) < set(found.columns)
+    assert not {"predicted_epkl", "epkl_over_predicted"} & set(found.columns)
+
+
+class Detached(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+def test_a_model_without_a_derivative_loses_the_gradient_probes_only(measured):
+    found = measured(Detached(), torch.randn(20, 6), [PairwiseKL, Jacobian, Prediction], sub_models=4)
+    assert "jacobian, prediction left out" in found.findings["gradients_unavailable"]
+    assert set(found.columns) == set(PairwiseKL.units)
