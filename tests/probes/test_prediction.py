@@ -325,4 +325,4 @@ def test_half_precision_does_not_hide_that_a_neutral_mask_is_not_the_eval_model(
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.AlphaDropout(0.3), nn.Tanh(), nn.Linear(8, 3)).bfloat16()
     found = measured(model.eval(), torch.randn(N, 5).bfloat16(), [Prediction], sub_models=2)
     assert "not the eval model" in found.findings["not_predicted"]
-    assert found.columns["predicted_epkl"].values.tolist() == [0.0] * N
+    assert "predicted_epkl" not in found.columns  # a 0 would be a lie
