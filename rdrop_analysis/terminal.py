@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from rdrop_probes.records import RunRecord, SiteRecord
+from rdrop_probes.records import Metric, RunRecord, SiteRecord
 from rdrop_reports.definitions import is_share, label, unit_text
-from rdrop_reports.tables import format_estimate
+from rdrop_reports.numbers import format_parts
 from rdrop_reports.verdict import caveats, headline, verdicts
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ HEADLINE_METRICS = (
     "predicted_epkl",
     "epkl_over_predicted",
 )
-MAX_COLUMNS = 6
+LABEL_WIDTH = 25
+COLUMN_WIDTH = 18
 MAX_TENSORS = 40
 
 
@@ -68,7 +70,7 @@ def show(results: Results, directory: Path, formats: Sequence[str], *, quiet: bo
     console = Console(highlight=False, soft_wrap=True)
     if not quiet:
         _show_verdict(console, record)
-        console.print(_metrics_table(record))
+        console.print(_metrics_table(record, console.width))
         _show_files(console, directory, formats)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in record.failures:
@@ -125,18 +127,28 @@ def _show_verdict(console: Console, record: RunRecord) -> None:
         console.print(f"[yellow]Warning:[/yellow] {where}{escape(warning.message)}")
 
 
-def _metrics_table(record: RunRecord) -> Table:
-    shown = record.checkpoints[:MAX_COLUMNS]
-    table = Table("metric", *(escape(checkpoint.name) for checkpoint in shown))
+def _metrics_table(record: RunRecord, width: int) -> Table:
+    """One column a checkpoint, as many as fit with an interval on one line."""
+    shown = record.checkpoints[: max(1, (width - LABEL_WIDTH) // COLUMN_WIDTH)]
+    columns = (Column(escape(checkpoint.name), overflow="fold") for checkpoint in shown)
+    table = Table(Column("metric", width=LABEL_WIDTH), *columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in HEADLINE_METRICS:
         found = [checkpoint.metrics.get(name) for checkpoint in shown]
         unit = next((metric.unit for metric in found if metric is not None), None)
         if unit is not None:
-            title = f"{label(name)} ({text})" if (text := unit_text(name, unit)) else label(name)
-            table.add_row(escape(title), *(escape(format_estimate(m, percent=is_share(name))) for m in found))
+            text = "" if is_share(name) else unit_text(name, unit)
+            title = f"{label(name)} ({text})" if text else label(name)
+            table.add_row(escape(title), *(_cell(metric, name) for metric in found))
     hidden = len(record.checkpoints) - len(shown)
     table.caption = f"{hidden} more in summary.csv" if hidden else None
     return table
+
+
+def _cell(metric: Metric | None, name: str) -> str:
+    """Estimate, and its interval on a line below."""
+    if metric is None:
+        return ""
+    return escape("\n".join(format_parts(metric.estimate, metric.low, metric.high, percent=is_share(name))).strip())
 
 
 def _show_files(console: Console, directory: Path, formats: Sequence[str]) -> None:

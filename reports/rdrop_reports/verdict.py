@@ -68,7 +68,7 @@ def caveats(record: RunRecord) -> list[str]:
     """What the intervals do not cover, and what the run did not do."""
     notes = []
     if _is_compared(record):
-        notes.append("One checkpoint per arm: the interval covers new data, not new training runs.")
+        notes.append("Each comparison is of one checkpoint with one: intervals cover new data, not new training runs.")
     if record.config.get("masks") == "shared":
         notes.append("The masks were shared across examples: each sub-model is one fixed sub-network.")
     limit = record.config.get("limit")

@@ -58,7 +58,9 @@ def test_a_model_without_dropout_is_said_to_have_none(single):
 
 
 def test_one_checkpoint_per_arm_is_admitted(pair):
-    assert "One checkpoint per arm: the interval covers new data, not new training runs." in caveats(pair[0])
+    assert "Each comparison is of one checkpoint with one: intervals cover new data, not new training runs." in caveats(
+        pair[0]
+    )
 
 
 def test_several_candidates_are_counted(make_sample):
