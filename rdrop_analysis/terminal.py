@@ -130,7 +130,7 @@ def _show_verdict(console: Console, record: RunRecord) -> None:
 def _metrics_table(record: RunRecord, width: int) -> Table:
     """One column a checkpoint, as many as fit with an interval on one line."""
     shown = record.checkpoints[: max(1, (width - LABEL_WIDTH) // COLUMN_WIDTH)]
-    columns = (Column(escape(checkpoint.name), overflow="fold") for checkpoint in shown)
+    columns = (Column(escape(checkpoint.name), overflow="fold", min_width=COLUMN_WIDTH - 2) for checkpoint in shown)
     table = Table(Column("metric", width=LABEL_WIDTH), *columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in HEADLINE_METRICS:
         found = [checkpoint.metrics.get(name) for checkpoint in shown]

@@ -21,7 +21,6 @@ from rdrop_probes.terms import (
     kl_from_eval,
     kl_to_eval,
     logit_shift,
-    logit_shift_square,
     negative_log_likelihood,
     probability,
     vote,
@@ -34,9 +33,8 @@ class Gap(SubModelProbe):
     KL(p_k || p_0), KL(p_0 || p_k), KL(mean p || p_0); NLL and accuracy of each; nll_gap = mean NLL_k - NLL_0
     (the explicit regulariser of Wei et al. 2020); accuracy_gap = accuracy_0 - mean accuracy_k; flip_rate =
     P(argmax p_k != argmax p_0); disagreement between pairs of sub-models, from vote counts;
-    expectation_linearity = |E z_k - z_0|_2 on logits (Ma et al. 2017), the root of the unbiased U-statistic
-    of its square, sum_{i != j} (z_i - z_0)(z_j - z_0) / K(K-1), with the square's sign: noise where it is
-    negative. Divergences and NLL in nats.
+    expectation_linearity = |E z_k - z_0|_2 on logits (Ma et al. 2017), jackknifed, which leaves it biased
+    upwards where it is small against the sub-models' spread / sqrt(K). Divergences and NLL in nats.
     """
 
     name = "gap"
@@ -56,8 +54,8 @@ class Gap(SubModelProbe):
         "accuracy_mean": "",
         "accuracy_gap": "",
     }
-    terms = (kl_to_eval, kl_from_eval, probability, vote, flip, logit_shift, logit_shift_square)
-    bias_corrected = frozenset({"kl_mean_to_eval"})
+    terms = (kl_to_eval, kl_from_eval, probability, vote, flip, logit_shift)
+    bias_corrected = frozenset({"kl_mean_to_eval", "expectation_linearity"})
     proportions = frozenset({"flip_rate", "disagreement", "accuracy_sub", "accuracy_mean"})
 
     def terms_for(self, *, labels: bool) -> Iterable[Term]:
@@ -77,14 +75,13 @@ class Gap(SubModelProbe):
         alike = (votes * (votes - 1)).sum(-1)  # ordered pairs of sub-models that vote alike
         k = totals.count(alike.dim())
         pairs = k * (k - 1)
-        shift = (totals[logit_shift].square().sum(-1) - totals[logit_shift_square]) / pairs
         estimates = {
             "kl_sub_to_eval": totals.mean(kl_to_eval),
             "kl_eval_to_sub": totals.mean(kl_from_eval),
             "kl_mean_to_eval": kl(totals.mean(probability).log(), batch.log_p),
             "flip_rate": totals.mean(flip),
             "disagreement": torch.where(k > 1, 1 - alike / pairs, torch.nan),
-            "expectation_linearity": torch.where(k > 1, shift.sign() * shift.abs().sqrt(), torch.nan),
+            "expectation_linearity": totals.mean(logit_shift).norm(dim=-1),
         }
         return estimates | (self._labelled(batch, totals) if batch.labels is not None else {})
 

@@ -167,11 +167,6 @@ def logit_shift(batch: EvalBatch, logits: Tensor, _log_p: Tensor) -> Tensor:
     return torch.where(torch.isneginf(logits) & torch.isneginf(z), 0.0, logits - z)
 
 
-def logit_shift_square(batch: EvalBatch, logits: Tensor, log_p: Tensor) -> Tensor:
-    """Squared norm of z_k - z_0 over classes [k, N]."""
-    return logit_shift(batch, logits, log_p).square().sum(-1)
-
-
 def negative_log_likelihood(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
     """-log p_k(label) [k, N] in nats; NaN where there is no label."""
     return nll(log_p, batch.labels)

@@ -51,28 +51,26 @@ def test_the_mean_models_divergence_is_the_jackknifed_plug_in(columns, logits):
         assert columns["kl_mean_to_eval"].values[n] == pytest.approx(jackknifed, rel=1e-9, abs=1e-12)  # float64
 
 
-def test_expectation_linearity_is_the_signed_root_of_products_over_pairs(columns, logits):
+def test_expectation_linearity_is_the_jackknifed_plug_in(columns, logits):
     z0, z = (t.numpy() for t in logits)
     for n in range(N):
-        shifts = z[:, n] - z0[n]
-        products = [shifts[i] @ shifts[j] for i in range(K) for j in range(K) if i != j]
-        expected = np.sign(np.mean(products)) * np.sqrt(abs(np.mean(products)))
-        assert columns["expectation_linearity"].values[n] == pytest.approx(expected, rel=1e-9)  # float64 rounding
+        without = [np.linalg.norm(z[[k for k in range(K) if k != left], n].mean(0) - z0[n]) for left in range(K)]
+        jackknifed = K * np.linalg.norm(z[:, n].mean(0) - z0[n]) - (K - 1) * np.mean(without)
+        assert columns["expectation_linearity"].values[n] == pytest.approx(jackknifed, rel=1e-9)  # float64 rounding
 
 
-def test_expectation_linearity_is_0_on_average_where_sub_models_agree_with_the_eval_model_on_average(
-    summed,
-):
-    n, k = 4000, 8
-    generator = torch.Generator().manual_seed(0)
-    z0 = torch.randn(n, 5, generator=generator, dtype=torch.float64)
-    z = z0 + torch.randn(k, n, 5, generator=generator, dtype=torch.float64)
+def test_the_jackknife_takes_the_bias_of_expectation_linearity_away_where_the_shift_is_clear(summed):
+    n, k, shift = 4000, 8, 3.0
+    z0 = torch.zeros(n, 5, dtype=torch.float64)
+    z = torch.randn(k, n, 5, dtype=torch.float64)
+    z[..., 0] += shift
     probe = Gap()
     probe.update(*summed(probe.terms, z0, z))
     values = probe.outcome().columns.columns["expectation_linearity"].values
-    plug_in = (z.mean(0) - z0).norm(dim=1).mean()
-    # the sign of a skewed square leaves a small bias, a tenth of the plug-in's
-    assert abs(values.mean()) < 0.1 * plug_in + 4 * values.std() / np.sqrt(n)
+    plug_in = (z.mean(0) - z0).norm(dim=1).numpy()
+    error = values.std() / np.sqrt(n)
+    assert (plug_in.mean() - shift) / error > 10  # the plug-in is too high, visibly
+    assert abs(values.mean() - shift) / error < 4
 
 
 def test_flips_and_disagreement_count_votes(columns, logits):
