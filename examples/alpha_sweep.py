@@ -9,7 +9,7 @@ import seaborn as sns
 from rdrop_analysis import analyze, train
 
 ALPHAS = (0, 0.5, 1, 2, 5)
-METRICS = {"epkl": "EPKL (nats)", "nll_gap": "NLL gap, sub-models minus eval (nats)", "accuracy_eval": "eval accuracy"}
+METRICS = {"epkl": "EPKL (nats)", "nll_gap": "NLL gap, sub-models - eval", "accuracy_eval": "eval accuracy"}
 
 mpl.use("Agg")
 runs = {f"alpha={a:g} seed={s}": train("digits", alpha=a, seed=s) for a in ALPHAS for s in (0, 1)}

@@ -6,7 +6,6 @@ back, never a module that keeps running statistics.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rdrop_probes.divergences import agree
 from rdrop_probes.interception import Draw, DrawInterceptor, ModulePaths
 from rdrop_probes.sites import SilentSiteError, Site, SiteKey, SitePlan
-from rdrop_probes.state import buffers_kept, flags
+from rdrop_probes.state import buffers_kept, flags, foreign_state, seed_foreign
 
+_Norm = nn.modules.batchnorm._NormBase
+OBSERVED_EXAMPLES = 32  # enough for most data-dependent branches, and cheap
 ERRATIC_PASSES = 16  # a layer that runs half of the time is missed once in 65 thousand
 
 
@@ -31,65 +33,121 @@ class _Sighting:
 
 @dataclass(frozen=True)
 class _Observation:
-    """Draws by site, whether Python's generator was used, and whether chance decided which sites drew."""
+    """Draws by site, whether a generator outside torch was used, and whether chance decided which sites drew."""
 
     sightings: dict[SiteKey, _Sighting]
-    pythons: bool = False
+    foreign: bool = False
     erratic: bool = False
 
 
-def find_sites(model: nn.Module, run: Callable[[int], Tensor]) -> SitePlan:
-    """Find the sites of `model`; `run(n)` is a forward pass over `n` examples.
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass: draws by site, whether a generator outside torch was used, and the output."""
+
+    sightings: dict[SiteKey, _Sighting]
+    foreign: bool
+    output: Tensor
+
+
+def find_sites(model: nn.Module, run: Callable[[int], Tensor], available: int = 3) -> SitePlan:
+    """Find the sites of `model`; `run(n)` is a forward pass over the first `n` of `available` examples.
 
     Raises:
         SilentSiteError: no set of training flags brings back every draw of full train mode.
     """
-    in_eval = _observe(model, frozenset(), lambda: run(2)).sightings
-    everything = frozenset(module for module in model.modules() if not keeps_statistics(module))
-    with buffers_kept(model):  # full train mode may update running values that the eval model computes with
-        seen = _observe(model, everything, lambda: run(2))
-    expected = seen.sightings
-    modules = _smallest_flags(model, everything, seen, lambda: run(2))
-    larger = _observe(model, modules, lambda: run(3)).sightings
+    larger = max(3, min(available, OBSERVED_EXAMPLES))
+    eval_modules = _flags_after(model, training=False)
+    everything = _trainable(model, lambda: run(larger))
+    in_eval = _observe(model, eval_modules, lambda: run(2)).sightings
+    two = _observe(model, everything, lambda: run(2))
+    many = _observe(model, everything, lambda: run(larger))
+    uncontrolled = not _repeats(model, everything, run)
+    modules = everything if uncontrolled else _smallest_flags(model, everything, many, lambda: run(larger))
+    keys = many.sightings | two.sightings
     sites = {
-        key: Site(
-            key,
-            _kind(model.get_submodule(key[0]), sighting),
-            sighting.draw.rate,
-            sighting.shape,
-            _batch_dim(sighting.shape, larger[key].shape) if key in larger else None,
-            key in in_eval,
-        )
-        for key, sighting in expected.items()
+        key: _site(model, key, two.sightings, many.sightings, larger, fires_in_eval=key in in_eval) for key in keys
     }
-    return SitePlan(sites, modules, erratic=seen.erratic)
+    return SitePlan(
+        sites,
+        modules,
+        erratic=two.erratic or many.erratic,
+        varying=two.sightings.keys() != many.sightings.keys() and not (two.erratic or many.erratic),
+        uncontrolled=uncontrolled,
+        eval_modules=eval_modules,
+        train_modules=everything,
+    )
+
+
+def draws(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor]) -> list[SiteKey]:
+    """The sites that draw in one forward pass under these flags."""
+    return list(_observe_once(model, training, run, 0).sightings)
 
 
 def keeps_statistics(module: nn.Module) -> bool:
     """Whether training mode would make the module use or update statistics of the batch."""
-    norms = (nn.modules.batchnorm._NormBase,)
-    return isinstance(module, norms) or "running_mean" in module._buffers
+    return isinstance(module, _Norm) or "running_mean" in module._buffers
+
+
+def _trainable(model: nn.Module, run: Callable[[], Tensor]) -> frozenset[nn.Module]:
+    """Modules in training mode in the model's own train mode, without those that keep statistics.
+
+    A module of the user's that keeps statistics and draws as well is in it: what it does with `F.batch_norm` is
+    held back operator by operator.
+    """
+    training = frozenset(m for m in _flags_after(model, training=True) if not isinstance(m, _Norm))
+    drawing = {model.get_submodule(path) for path, _ in draws(model, training, run)}
+    return frozenset(m for m in training if m in drawing or not keeps_statistics(m))
+
+
+def _site(
+    model: nn.Module,
+    key: SiteKey,
+    two: dict[SiteKey, _Sighting],
+    many: dict[SiteKey, _Sighting],
+    larger: int,
+    *,
+    fires_in_eval: bool,
+) -> Site:
+    """A site from what was seen of it with 2 and with `larger` examples, or with one of them."""
+    if key in two:
+        sighting, shape = two[key], two[key].shape
+        batch_dim = _batch_dim(shape, many[key].shape, larger) if key in many else None
+    else:
+        sighting, shape = many[key], many[key].shape
+        batch_dim = 0 if shape and shape[0] % larger == 0 else None
+        shape = (shape[0] // larger * 2, *shape[1:]) if batch_dim == 0 else shape
+    kind = _kind(model.get_submodule(key[0]), sighting)
+    return Site(key, kind, sighting.draw.rate, shape, batch_dim, fires_in_eval)
+
+
+def _flags_after(model: nn.Module, *, training: bool) -> frozenset[nn.Module]:
+    """Modules in training mode after `model.train(training)`, which the model may have overridden."""
+    with flags(model, [module for module in model.modules() if module.training]):
+        model.train(training)
+        return frozenset(module for module in model.modules() if module.training)
+
+
+def _repeats(model: nn.Module, modules: frozenset[nn.Module], run: Callable[[int], Tensor]) -> bool:
+    """Whether two passes under the same masks give the same output."""
+    first, second = (_observe_once(model, modules, lambda: run(2), 0).output for _ in range(2))
+    return agree(first, second)
 
 
 def _smallest_flags(
     model: nn.Module, everything: frozenset[nn.Module], wanted: _Observation, run: Callable[[], Tensor]
 ) -> frozenset[nn.Module]:
-    """Start from the modules that draw; add the ancestors of those that then stay silent."""
-    modules = frozenset(model.get_submodule(path) for path, _ in wanted.sightings) & everything
-    while True:
+    """Start from the modules that draw; add their ancestors, then all, until no wanted draw is missing."""
+    drawing = frozenset(model.get_submodule(path) for path, _ in wanted.sightings) & everything
+    parents = {model.get_submodule(parent) for path, _ in wanted.sightings for parent in _parents(path)} & everything
+    for modules in dict.fromkeys((drawing, drawing | parents, everything)):
         found = _observe(model, modules, run)
         missing = wanted.sightings.keys() - found.sightings.keys()
-        if not missing and found.pythons >= wanted.pythons:
+        if not missing and found.foreign >= wanted.foreign:
             return modules
-        ancestors = {
-            model.get_submodule(parent) for path, _ in missing or wanted.sightings for parent in _parents(path)
-        }
-        if not (ancestors & everything) - modules:
-            if not missing:
-                return everything  # who uses Python's generator leaves no trace
-            names = ", ".join(sorted(path or "(root)" for path, _ in missing))
-            raise SilentSiteError(f"dropout at {names} draws in train mode but not when activated alone")
-        modules |= ancestors & everything
+    if not missing:
+        return everything
+    names = ", ".join(sorted(path or "(root)" for path, _ in missing))
+    raise SilentSiteError(f"dropout at {names} draws in train mode but not when it is activated again")
 
 
 def _parents(path: str) -> list[str]:
@@ -100,18 +158,18 @@ def _parents(path: str) -> list[str]:
 def _observe(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor]) -> _Observation:
     """Every draw of a forward pass under these flags; of several passes where chance may decide what runs."""
     flags_set = frozenset(training)
-    seen, pythons = _observe_once(model, flags_set, run, 0)
-    if not pythons and all(sighting.draw.keep is not None for sighting in seen.values()):
-        return _Observation(seen)
-    passes = [seen, *(_observe_once(model, flags_set, run, seed)[0] for seed in range(1, ERRATIC_PASSES))]
+    first = _observe_once(model, flags_set, run, 0)
+    if not first.foreign and all(sighting.draw.keep is not None for sighting in first.sightings.values()):
+        return _Observation(first.sightings)
+    others = [_observe_once(model, flags_set, run, seed).sightings for seed in range(1, ERRATIC_PASSES)]
+    passes = [first.sightings, *others]
     union = {key: sighting for found in passes for key, sighting in found.items()}
-    return _Observation(union, pythons, erratic=pythons or any(found.keys() != union.keys() for found in passes))
+    erratic = first.foreign or any(found.keys() != union.keys() for found in passes)
+    return _Observation(union, first.foreign, erratic)
 
 
-def _observe_once(
-    model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor], seed: int
-) -> tuple[dict[SiteKey, _Sighting], bool]:
-    """Every draw of one forward pass, and whether Python's generator was used in it."""
+def _observe_once(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], Tensor], seed: int) -> _Pass:
+    """Every draw of one forward pass."""
     seen: dict[SiteKey, _Sighting] = {}
     certain: list[tuple[str, tuple[int, ...]]] = []
     paths = ModulePaths(model)
@@ -120,19 +178,20 @@ def _observe_once(
         seen[draw.path, draw.ordinal] = _Sighting(draw, tuple(out.shape))
         draw.fill(out, draw.keep, torch.Generator(out.device).manual_seed(seed))
 
-    random.seed(seed)
-    before = random.getstate()
+    seed_foreign(seed)
+    before = foreign_state()
     with ExitStack() as stack:
+        stack.enter_context(buffers_kept(model))
         stack.enter_context(flags(model, training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(paths.tracked())
         stack.enter_context(_CertainDropout(paths, certain))
         stack.enter_context(DrawInterceptor(paths, note))
-        run()
+        output = run()
     for path, shape in certain:  # numbered behind the module's draws, whose ordinals have to stay theirs
         ordinal = sum(path == other for other, _ in seen)
         seen[path, ordinal] = _Sighting(Draw(path, ordinal, "dropout", 0.0, lambda out, *_: None), shape)
-    return seen, random.getstate() != before
+    return _Pass(seen, foreign_state() != before, output)
 
 
 class _CertainDropout(TorchFunctionMode):
@@ -166,9 +225,11 @@ _DROPOUTS = frozenset(
 )
 
 
-def _batch_dim(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
-    """The dimension that grows with the number of examples, from the shapes for 2 and for 3 of them."""
-    growing = [d for d, (a, b) in enumerate(zip(two, three, strict=True)) if a * 3 == b * 2 and a != b]
+def _batch_dim(two: tuple[int, ...], many: tuple[int, ...], n: int) -> int | None:
+    """The dimension that grows with the number of examples, from the shapes for 2 and for `n` of them."""
+    if len(two) != len(many):
+        return None
+    growing = [d for d, (a, b) in enumerate(zip(two, many, strict=True)) if a * n == b * 2 and a != b]
     return growing[0] if growing else None
 
 

@@ -50,3 +50,15 @@ def _index(log_p: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         raise ValueError("this quantity needs labels")
     ignored = labels < 0
     return ignored, labels.clamp(min=0).expand(log_p.shape[:-1]).unsqueeze(-1)
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two computations of the same logits differ by no more than rounding of their dtype."""
+    if a.shape != b.shape:
+        return False
+    finite = b[torch.isfinite(b)].double()
+    scale = float(finite.abs().max()) if finite.numel() else 1.0
+    eps = torch.finfo(b.dtype).eps
+    roundings = 1e3 if eps < 1e-4 else 8  # a thousand roundings of a half-precision number would be anything
+    tolerance = roundings * eps * max(scale, 1.0)
+    return torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance, equal_nan=True)

@@ -48,10 +48,6 @@ class Draw:
         return None if keep is None else round(1 - keep, 6)
 
 
-class UnsupportedDrawError(RuntimeError):
-    """The model draws randomness through an operator whose values cannot be supplied."""
-
-
 class ModulePaths:
     """Which module of `model` is running: a stack kept by forward hooks, all removed on exit."""
 
@@ -85,7 +81,8 @@ class ModulePaths:
 class DrawInterceptor(TorchDispatchMode):
     """Context in which `respond(draw, out)` fills the result of every random operator in place.
 
-    `out` has the operator's physical shape: under `torch.func.vmap` the sub-model dimension comes first.
+    `out` has the operator's physical shape: under `torch.func.vmap` the sub-model dimension comes first. `froze`
+    is whether a batch normalisation had to be held in eval; autograd, above, does not know of it.
     """
 
     def __init__(self, paths: ModulePaths, respond: Callable[[Draw, Tensor], None]) -> None:
@@ -93,19 +90,27 @@ class DrawInterceptor(TorchDispatchMode):
         self._paths = paths
         self._respond = respond
         self._seen: Counter[str] = Counter()
+        self.froze = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Answer random operators through the responder, pass every other through."""
         kwargs = kwargs or {}
+        if func.name() in _COMPOSITE:  # under inference_mode these arrive before they are taken apart
+            with self:
+                return func.decompose(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded not in func.tags or not _draws(func, args, kwargs):
-            return self.pass_through(func, args, kwargs)
+            frozen = _frozen(func, args)
+            self.froze |= frozen is not args
+            return self.pass_through(func, frozen, kwargs)
         if func is aten.native_dropout.default:
             return self._native_dropout(*args)
-        out, keep, fill = _prepare(func, args, kwargs)
-        self._answer(str(func.overloadpacket.__name__), out, keep, fill)
-        return out
+        prepared = _prepare(func, args, kwargs)
+        if prepared is None:
+            return self._other(func, args, kwargs)
+        self._answer(str(func.overloadpacket.__name__), *prepared)
+        return prepared[0]
 
     def pass_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator that draws nothing."""
@@ -123,6 +128,23 @@ class DrawInterceptor(TorchDispatchMode):
         self._answer("native_dropout", mask, 1 - rate, _fill_bernoulli)
         return x * mask / (1 - rate), mask.bool()
 
+    def _other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Any other random operator, run on a global generator that is seeded from the responder's numbers."""
+        with torch.random.fork_rng():
+            like = func(*args, **kwargs)
+            first = next(t for t in (like if isinstance(like, tuple | list) else (like,)) if isinstance(t, Tensor))
+            seeds = torch.zeros(first.shape, dtype=torch.int64, device=first.device)
+            self._answer(str(func.overloadpacket.__name__), seeds, None, _fill_integers)
+            torch.manual_seed(int(seeds.flatten()[0]) if seeds.numel() else 0)
+            return func(*args, **kwargs)
+
+
+def _frozen(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of a batch normalisation that has running statistics, with training off: it stays in eval."""
+    if func.overloadpacket.__name__ not in _BATCH_NORMS or args[3] is None or not args[5]:
+        return args
+    return (*args[:5], False, *args[6:])
+
 
 def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call of an operator that may draw really does (fused attention often has dropout 0)."""
@@ -133,8 +155,8 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return named.get("train", named.get("training", True)) is not False
 
 
-def _prepare(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Keep, Fill]:
-    """Result tensor (its values still to be filled), keep probability and sampler of one random call."""
+def _prepare(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Keep, Fill] | None:
+    """Result tensor (its values still to be filled), keep probability and sampler; None for a rarer operator."""
     operator = func.overloadpacket.__name__
     if operator == "bernoulli_":
         return (
@@ -150,7 +172,7 @@ def _prepare(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     if operator in _FACTORIES:
         refill = _FACTORIES[operator]
         return func(*args, **kwargs), None, lambda out, _, g: refill(out, func, args, g)
-    raise UnsupportedDrawError(f"the random operator aten.{operator} is not supported")
+    return None
 
 
 def _broadcast(keep: float | Tensor, like: Tensor) -> float | Tensor:
@@ -164,11 +186,23 @@ def _fill_bernoulli(out: Tensor, keep: Keep, generator: torch.Generator) -> None
         out.bernoulli_(1.0 if keep is None else keep, generator=generator)
 
 
+def _fill_integers(out: Tensor, _keep: Keep, generator: torch.Generator) -> None:
+    out.random_(generator=generator)
+
+
 def _refill_integers(out: Tensor, func: Any, args: tuple[Any, ...], generator: torch.Generator) -> None:
     bounds = [a for a in args if isinstance(a, int)]
     out.random_(*(bounds if len(bounds) == 2 else [0, *bounds]), generator=generator)
 
 
+_BATCH_NORMS = frozenset({"native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm"})
+_COMPOSITE = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("dropout", "dropout_", "alpha_dropout", "alpha_dropout_", "feature_dropout", "feature_dropout_"),
+        *("feature_alpha_dropout", "feature_alpha_dropout_", "scaled_dot_product_attention"),
+    )
+)
 _IN_PLACE = frozenset({"uniform_", "normal_", "random_", "exponential_", "geometric_", "cauchy_", "log_normal_"})
 _FACTORIES: dict[str, Callable[[Tensor, Any, tuple[Any, ...], torch.Generator], Any]] = {
     "rand": lambda out, _f, _a, g: out.uniform_(generator=g),

@@ -6,20 +6,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rdrop_probes.columns import Column
-from rdrop_probes.discovery import find_sites
+from rdrop_probes.discovery import draws, find_sites
+from rdrop_probes.divergences import agree
 from rdrop_probes.masks import GRADIENT_STREAM, Masks, stream
 from rdrop_probes.neutral import gradient_pass
 from rdrop_probes.probe import Probe
-from rdrop_probes.sites import Forward, SitePlan
+from rdrop_probes.sites import Forward, SilentSiteError, SitePlan
 from rdrop_probes.state import flags, preserved
-from rdrop_probes.submodels import Chunk, Strategy, SubModels, agree
+from rdrop_probes.submodels import Chunk, Strategy, SubModels
 from rdrop_probes.terms import BlockSums, EvalBatch, vote
 
 GRADIENT_EXAMPLES = 64  # at most in a differentiable pass: rows of the Jacobian are kept for all its examples
+ROUNDING = 1e-9  # below which a divergence of a model without dropout is float64 rounding
 GRADIENT_SHARE = 4  # part of a batch in such a pass: batches are cut to what a pass without gradients can hold
 
 
@@ -145,7 +148,7 @@ class _Pass:
         def run(n: int) -> Tensor:
             return self._forward(take(batch.inputs, torch.arange(n) % batch.n))
 
-        plan = find_sites(self._model, run)
+        plan = find_sites(self._model, run, batch.n)
         self._settings = _effective(self._settings, plan, self._findings)
         shared = self._settings.masks == "shared"
         for probe in self._probes:
@@ -167,13 +170,16 @@ class _Pass:
     def _check_eval(self, run: Callable[[int], Tensor], plan: SitePlan) -> None:
         """Dirty eval: sites that fire, or outputs that differ, with dropout off."""
         dirty = [site.key[0] or "(root)" for site in plan.sites.values() if site.fires_in_eval]
-        with torch.no_grad(), flags(self._model, ()):
+        with torch.no_grad(), flags(self._model, plan.eval_modules):
             first, second = run(2), run(2)
         if dirty:
             where = ", ".join(dict.fromkeys(dirty))
             self._findings["dirty_eval"] = f"the model draws randomness in eval mode, at {where}: one draw is taken"
         elif not agree(first, second):
             self._findings["dirty_eval"] = "two eval passes over the same examples differ"
+        if plan.uncontrolled:
+            text = "the model draws from a generator of its own: these numbers do not follow from the seed"
+            self._findings["uncontrolled_randomness"] = text
 
     def _batch(self, item: int, batch: Batch, plan: SitePlan, sub_models: SubModels) -> None:
         logits = sub_models.eval_logits(batch.inputs, batch.n, item).double()
@@ -194,6 +200,7 @@ class _Pass:
     def _chunks(self, plan: SitePlan, sub_models: SubModels, seen: EvalBatch, batch: Batch) -> Iterable[Chunk]:
         """Checked logits of all sub-models; without any site they are the eval model's."""
         if not plan.stochastic:
+            self._check_silent(plan, batch)
             yield Chunk(0, seen.logits.expand(self._settings.sub_models, -1, -1))
             return
         for chunk in sub_models.logits(batch.inputs, batch.n, seen.item):
@@ -201,6 +208,16 @@ class _Pass:
             for k, part in enumerate(logits, chunk.start):
                 _check_finite(part, batch.start, f"sub-model {k}")
             yield Chunk(chunk.start, logits)
+
+    def _check_silent(self, plan: SitePlan, batch: Batch) -> None:
+        """A model without sites must not draw on any batch: a branch may depend on the data."""
+        found = draws(self._model, plan.train_modules, lambda: self._forward(batch.inputs))
+        if found:
+            where = ", ".join(sorted(path or "(root)" for path, _ in found))
+            last = batch.start + batch.n - 1
+            raise SilentSiteError(
+                f"dropout at {where} draws on examples {batch.start} to {last} but not on the first: put some first"
+            )
 
     def _gradients(self, item: int, batch: Batch, plan: SitePlan) -> None:
         takers = [p for p in self._probes if p.needs_input_gradients or p.needs_site_gradients]
@@ -244,18 +261,33 @@ class _Pass:
         else:
             result.strategy = "eval pass only"
             result.findings["no_dropout"] = "the model draws nothing in train mode: sub-models are the eval model"
+        if sub_models.changed_buffers:
+            names = ", ".join(sub_models.changed_buffers[:3])
+            result.findings["buffers_change"] = f"with dropout on, buffers change ({names}); they are put back"
         for probe in self._probes:
             outcome = probe.outcome()
             result.columns |= outcome.columns.columns
             result.tables |= outcome.tables
             result.findings |= outcome.findings
             result.units |= probe.units
+        if not plan.stochastic:
+            _round_to_zero(result.columns)
         for probe in self._probes:
             result.columns |= probe.derive(result.columns)
         result.predictions = torch.cat(self._predictions)
         if self._votes:
             result.votes = torch.cat(self._votes)
         return result
+
+
+def _round_to_zero(columns: dict[str, Column]) -> None:
+    """Without dropout sub-models are the eval model: what differs from it by rounding differs by 0."""
+    for column in columns.values():
+        if column.mask_variance is not None and np.abs(column.values[column.finite]).max(initial=0) < ROUNDING:
+            column.values = np.where(column.finite, 0.0, column.values)
+            column.mask_variance = np.zeros_like(column.values)
+            column.leave_out = None if column.leave_out is None else np.zeros_like(column.leave_out)
+            column.proportion = False
 
 
 def _effective(settings: Settings, plan: SitePlan, findings: dict[str, str]) -> Settings:

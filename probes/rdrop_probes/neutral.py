@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rdrop_probes.divergences import agree
 from rdrop_probes.gradients import GradientPass, NotedMask
 from rdrop_probes.interception import Draw, DrawInterceptor, ModulePaths
 from rdrop_probes.sites import Forward, SiteKey, SitePlan
-from rdrop_probes.state import flags
-from rdrop_probes.submodels import agree
+from rdrop_probes.state import buffers_kept, flags
 
 
 def gradient_pass(
@@ -59,6 +59,8 @@ def _unusable(neutral: _Pass, plain: _Pass) -> str | None:
     """Why the pass with neutral masks cannot stand for the eval pass; None if it can."""
     if neutral.notes.fused:  # its derivative is scaled by 1 / (1 - q), which a neutral mask does not undo
         return "the fused dropout kernel has no derivative at the neutral mask"
+    if neutral.notes.froze:  # its derivative would be of a batch normalisation in training
+        return "a batch normalisation shares its training flag with the dropout"
     if not agree(neutral.logits.detach(), plain.logits.detach()):
         return "with neutral masks the model is not the eval model"
     try:
@@ -104,7 +106,8 @@ def _forward(
     paths = ModulePaths(model)
     interceptor = _NeutralPass(paths, generator)
     with ExitStack() as stack:
-        stack.enter_context(flags(model, plan.modules if training else ()))
+        stack.enter_context(buffers_kept(model))
+        stack.enter_context(flags(model, plan.modules if training else plan.eval_modules))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(paths.tracked())
         inputs, leaf = _differentiable(inputs)

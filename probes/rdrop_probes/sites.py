@@ -51,17 +51,33 @@ class Site:
 class SitePlan:
     """The sites of a model and the modules to put in training mode so that they, and only they, draw.
 
-    `erratic`: which sites draw is itself random (LayerDrop), or Python's own generator has a hand in it.
+    `erratic`: which sites draw is itself random (LayerDrop), or a generator outside torch has a hand in it.
+    `varying`: which sites draw depends on the data. `uncontrolled`: two passes under the same masks differ.
+    `eval_modules` are in training mode in the model's own eval mode, `train_modules` in its train mode,
+    without those that keep statistics.
     """
 
     sites: dict[SiteKey, Site]
     modules: frozenset[nn.Module] = field(repr=False)
     erratic: bool = False
+    varying: bool = False
+    uncontrolled: bool = False
+    eval_modules: frozenset[nn.Module] = field(default=frozenset(), repr=False)
+    train_modules: frozenset[nn.Module] = field(default=frozenset(), repr=False)
 
     @property
     def stochastic(self) -> bool:
         """Whether train mode draws anything at all."""
-        return bool(self.sites) or self.erratic
+        return bool(self.sites) or self.erratic or self.uncontrolled
+
+    @property
+    def needs_loop(self) -> str:
+        """Why sub-models have to be run one at a time; empty if they need not."""
+        if self.erratic:
+            return "what the model runs is decided at random"
+        if self.varying:
+            return "what the model draws depends on the data"
+        return "the model draws from a generator of its own" if self.uncontrolled else ""
 
     @property
     def shared_by_batch(self) -> list[Site]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -18,7 +20,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Inside, the fused path of `nn.TransformerEncoder` and `nn.MultiheadAttention`, which skips dropout, is off,
     and so are the fused attention kernels, whose masks cannot be supplied and which have no second derivative.
     """
-    python_state = random.getstate()
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
@@ -31,6 +33,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
             random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002 - the global one
 
 
 @contextmanager
@@ -47,18 +50,58 @@ def flags(model: nn.Module, training: Iterable[nn.Module]) -> Iterator[None]:
             module.training = flag
 
 
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Every buffer of `model` is on exit the tensor that it was, with the values that it had."""
-    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    try:
-        yield
-    finally:
-        for module, name, buffer, value in buffers:
+class Buffers:
+    """The buffers of a model as they were found, to be put back when a pass has changed them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.changed: set[str] = set()
+        self._model = model
+        self._found = [
+            (path, module, name, buffer, buffer.clone())
+            for path, module in model.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._versions = [_version(buffer) for *_, buffer, _ in self._found]
+
+    def restore(self) -> None:
+        """Put back every tensor and value; `changed` remembers the names of those that needed it."""
+        for i, (path, module, name, buffer, value) in enumerate(self._found):
+            if module._buffers.get(name) is buffer and self._versions[i] == _version(buffer) is not None:
+                continue
             module._buffers[name] = buffer
-            with torch.no_grad():
-                if not torch.equal(buffer, value):
+            if not torch.equal(buffer, value):
+                self.changed.add(f"{path}.{name}".lstrip("."))
+                with torch.no_grad():
                     buffer.copy_(value)
+            self._versions[i] = _version(buffer)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[Buffers]:
+    """Every buffer of `model` is on exit the tensor that it was, with the values that it had."""
+    buffers = Buffers(model)
+    try:
+        yield buffers
+    finally:
+        buffers.restore()
+
+
+def foreign_state() -> tuple[object, ...]:
+    """State of the generators outside torch that a model may draw from: Python's and NumPy's global ones."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the state of the legacy global generator it is
+    return random.getstate(), kind, bytes(np.asarray(keys)), *rest
+
+
+def seed_foreign(*key: int) -> None:
+    """Seed Python's and NumPy's global generators."""
+    random.seed(repr(key))
+    np.random.seed(zlib.crc32(repr(key).encode()))  # noqa: NPY002 - models that use it use the global one
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Counter of in-place changes; None where a tensor keeps none."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

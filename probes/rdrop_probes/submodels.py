@@ -6,7 +6,6 @@ lies before it runs once. A plain loop over sub-models is the fallback and the o
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rdrop_probes.divergences import agree
 from rdrop_probes.interception import DrawInterceptor, ModulePaths
 from rdrop_probes.masks import EVAL_STREAM, Masks, Sampler, stream
 from rdrop_probes.sites import Forward, SilentSiteError, SiteKey, SitePlan
-from rdrop_probes.state import flags
+from rdrop_probes.state import Buffers, flags, seed_foreign
 
 Strategy = Literal["auto", "vmap", "loop"]
 
@@ -69,6 +69,7 @@ class SubModels:
         self._paths = ModulePaths(model)
         self._fired: set[SiteKey] = set()
         self._ran = False
+        self._buffers = Buffers(model)
 
     def eval_logits(self, inputs: Any, n: int, item: int) -> Tensor:
         """Logits [N, C] of the eval model: dropout off."""
@@ -91,20 +92,25 @@ class SubModels:
             else:
                 yield Chunk(start, self._run(inputs, n, ks, item, training=True).unsqueeze(0))
 
+    @property
+    def changed_buffers(self) -> list[str]:
+        """Names of the buffers that passes changed, and that were put back after each."""
+        return sorted(self._buffers.changed)
+
     def check_all_fired(self) -> None:
         """Raise SilentSiteError if sub-models ran and a site of the plan never drew in them."""
         if not self._ran:
             return
         certain = {key for key, site in self._plan.sites.items() if site.rate == 1}
-        if self._plan.erratic and self._fired:
+        if (self._plan.erratic or self._plan.varying) and self._fired:
             return  # a rare site may have had no turn
         if silent := set(self._plan.sites) - self._fired - certain:
             raise SilentSiteError(f"dropout at {', '.join(sorted(path for path, _ in silent))} never drew")
 
     def _choose(self, inputs: Any, n: int, item: int) -> None:
         """Take vmap if two sub-models come out as in the loop, the loop otherwise; remember why."""
-        if self._plan.erratic:
-            self.strategy, self.reason = "loop", "what the model runs is decided at random"
+        if reason := self._plan.needs_loop:
+            self.strategy, self.reason = "loop", reason
             return
         ks = [0, 1]
         expected = torch.stack([self._run(inputs, n, [k], item, training=True) for k in ks])
@@ -120,7 +126,7 @@ class SubModels:
 
     def _run(self, inputs: Any, n: int, ks: list[int], item: int, *, training: bool) -> Tensor:
         sampler = self._sampler(ks, n, item, batched=False)
-        random.seed(f"{self._seed} {0 if self._masks == 'shared' else item} {ks[0]}")  # for layers dropped by Python
+        seed_foreign(self._seed, 0 if self._masks == "shared" else item, ks[0])  # for layers dropped by Python
         with self._context(sampler, training=training):
             logits = self._forward(inputs)
         if training:
@@ -148,23 +154,12 @@ class SubModels:
     @contextmanager
     def _context(self, sampler: Sampler, *, training: bool) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(flags(self._model, self._plan.modules if training else ()))
+            stack.callback(self._buffers.restore)
+            stack.enter_context(flags(self._model, self._plan.modules if training else self._plan.eval_modules))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._paths.tracked())
             stack.enter_context(DrawInterceptor(self._paths, sampler))
             yield
-
-
-def agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two computations of the same logits differ by no more than rounding of their dtype."""
-    if a.shape != b.shape:
-        return False
-    finite = b[torch.isfinite(b)].double()
-    scale = float(finite.abs().max()) if finite.numel() else 1.0
-    eps = torch.finfo(b.dtype).eps
-    roundings = 1e3 if eps < 1e-4 else 8  # a thousand roundings of a half-precision number would be anything
-    tolerance = roundings * eps * max(scale, 1.0)
-    return torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -120,6 +120,60 @@ def legacy_names(m, x):
     return m.head(torch.dropout(F.relu(m.body(x)), p=0.3, train=m.training))
 
 
+def from_numpy(m, x):
+    h = F.relu(m.body(x))
+    mask = torch.from_numpy(np.random.random(h.shape) > 0.3).to(h) if m.training else 0.7  # noqa: NPY002 - as users do
+    return m.head(h * mask / 0.7)
+
+
+def gaussian(m, x):
+    h = F.relu(m.body(x))
+    return m.head(h * torch.normal(1.0, 0.4, h.shape)) if m.training else m.head(h)
+
+
+class Inference(nn.Sequential):
+    @torch.inference_mode()
+    def forward(self, x):
+        return super().forward(x)
+
+
+def called_directly(m, x):
+    return m.head(m.drop.forward(F.relu(m.body(x))))
+
+
+def needs_its_brothers_flag(m, x):
+    return m.child(m.head(m.body(x)), m.brother.training)
+
+
+class BatchNormByHand(nn.Module):
+    """Functional batch norm and functional dropout in one module, under one flag."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(8))
+        self.register_buffer("running_var", torch.ones(8))
+        self.body, self.head = nn.Linear(5, 8), nn.Linear(8, C)
+
+    def forward(self, x):
+        h = F.batch_norm(self.body(x), self.running_mean, self.running_var, training=self.training)
+        return self.head(F.dropout(F.relu(h), 0.3, self.training))
+
+
+class Counting(nn.Module):
+    """Dropout beside a buffer that train mode updates and eval mode computes with."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(5))
+        self.body, self.head = nn.Linear(5, 8), nn.Linear(8, C)
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.centre.add_(x.mean(0))
+        return self.head(F.dropout(F.relu(self.body(x - self.centre)), 0.3, self.training))
+
+
 def cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout2d(0.3), nn.Flatten(), nn.Linear(24, C)
@@ -188,6 +242,14 @@ CASES = {
     "rate 1": Case(lambda: Written(dropped, drop=nn.Dropout(1.0)), {("drop", 0): 1.0}),
     "rate 1, functional": Case(lambda: Written(dropped_whole), {("", 0): 1.0}),
     "unguarded": Case(lambda: Written(unguarded, noisy=Unguarded()), {("noisy", 0): 0.3}, finding="dirty_eval"),
+    "the child's forward, past its hooks": Case(lambda: Written(called_directly, drop=nn.Dropout(0.3)), {("", 0): 0.3}),
+    "a brother's flag": Case(
+        lambda: Written(needs_its_brothers_flag, child=TakesFlag(), brother=nn.Identity()), {("child", 0): 0.3}
+    ),
+    "a rare operator": Case(lambda: Written(gaussian), {("", 0): None}, kind="random (normal)"),
+    "inference mode": Case(
+        lambda: Inference(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, C)), {("2", 0): 0.3}
+    ),
     "weights": Case(lambda: Written(weight_dropout), {("", 0): 0.3}, finding="masks_shared"),
     "keyword inputs": Case(
         lambda: Written(by_keyword, drop=nn.Dropout(0.3)),
@@ -548,14 +610,113 @@ def test_dropout_that_stays_silent_on_the_data_is_an_error(measured):
         measured(Written(only_small_batches), torch.randn(N, 5), [PairwiseKL], sub_models=4, strategy="loop")
 
 
-def needs_its_brothers_flag(m, x):
-    return m.child(m.head(m.body(x)), m.brother.training)
+class FirstPassesOnly(nn.Module):
+    """Draws in its first training passes and never again."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.passes = nn.Linear(5, C), 0
+
+    def forward(self, x):
+        self.passes += self.training
+        return F.dropout(self.body(x), 0.3, self.training and self.passes <= 5)
 
 
-def test_dropout_that_no_ancestor_s_flag_turns_on_is_an_error(measured):
-    model = Written(needs_its_brothers_flag, child=TakesFlag(), brother=nn.Identity())
-    with pytest.raises(SilentSiteError, match="dropout at child draws in train mode"):
-        measured(model, torch.randn(N, 5), [PairwiseKL], sub_models=4)
+def test_dropout_that_cannot_be_activated_again_is_an_error(measured):
+    with pytest.raises(SilentSiteError, match=r"dropout at \(root\) draws in train mode but not"):
+        measured(FirstPassesOnly(), torch.randn(N, 5), [PairwiseKL], sub_models=4)
+
+
+def large_inputs_only(m, x):
+    return m.head(F.dropout(m.body(x), 0.3, m.training and bool(x.abs().max() > 10)))
+
+
+def test_dropout_on_some_of_the_data_only_is_never_taken_for_none(measured):
+    x = torch.randn(80, 5)
+    x[20, 0] = 11.0  # seen when sites are looked for
+    found = measured(Written(large_inputs_only), x, [PairwiseKL], sub_models=4)
+    assert found.columns["epkl"].values.mean() > 1e-6
+    x = torch.randn(80, 5)
+    x[70, 0] = 11.0
+    with pytest.raises(SilentSiteError, match="draws on examples 40 to 79 but not on the first"):
+        measured(Written(large_inputs_only), x, [PairwiseKL], sub_models=4, batch=40)
+
+
+def test_masks_from_numpys_global_generator_are_seen_and_follow_from_the_seed(measured):
+    model, x = Written(from_numpy).eval(), torch.randn(N, 5)
+    runs = []
+    for seed in (0, 0, 1):
+        np.random.seed(len(runs))  # noqa: NPY002 - the state that a user may have left
+        runs.append(measured(model, x, [PairwiseKL], sub_models=16, seed=seed).columns["epkl"].values)
+    assert runs[0].mean() > 1e-6
+    assert runs[0].tolist() == runs[1].tolist() != runs[2].tolist()
+
+
+def test_a_generator_of_the_models_own_is_reported(measured):
+    generator = np.random.default_rng(0)
+
+    def own(m, x):
+        h = F.relu(m.body(x))
+        return m.head(h * torch.from_numpy(generator.random(h.shape) > 0.3).to(h)) if m.training else m.head(h)
+
+    found = measured(Written(own), torch.randn(N, 5), [PairwiseKL], sub_models=8)
+    assert "uncontrolled_randomness" in found.findings
+    assert found.columns["epkl"].values.mean() > 1e-6
+
+
+@pytest.mark.parametrize("build", [BatchNormByHand, Counting])
+@pytest.mark.parametrize("batch", [3, 1000])
+def test_the_eval_model_computes_with_the_buffers_it_came_with(measured, build, batch):
+    model, x, labels = build().eval(), torch.randn(N, 5), torch.randint(0, C, (N,))
+    with torch.no_grad():
+        expected = F.cross_entropy(model(x).double(), labels, reduction="none")
+    found = measured(model, x, [Gap], labels, sub_models=4, batch=batch)
+    # float32 logits of other batch sizes
+    assert found.columns["nll_eval"].values == pytest.approx(expected.numpy(), abs=1e-6)
+    assert ("buffers_change" in found.findings) == (build is Counting)
+
+
+def test_functional_batch_norm_beside_dropout_stays_in_eval(measured):
+    model, x = BatchNormByHand().eval(), torch.randn(N, 5)
+    model.running_mean.normal_()
+
+    def by_hand(m, x):  # what it is with dropout alone turned on
+        h = F.batch_norm(m.body(x), model.running_mean, model.running_var)
+        return m.head(F.dropout(F.relu(h), 0.3, m.training))
+
+    oracle = Written(by_hand)
+    oracle.body, oracle.head = model.body, model.head
+    settings = {"sub_models": 8, "strategy": "loop"}
+    expected = measured(oracle.eval(), x, [Gap, Jacobian], **settings).columns
+    found = measured(model, x, [Gap, Jacobian, Prediction], **settings)
+    for name in ("kl_sub_to_eval", "jacobian_logits"):
+        assert found.columns[name].values == pytest.approx(expected[name].values, rel=1e-5)  # float32
+    assert "shares its training flag" in found.findings["not_predicted"]
+
+
+def test_train_and_eval_as_the_model_overrides_them(measured):
+    class KeepsPartInEval(Written):
+        def train(self, mode=True):
+            super().train(mode)
+            self.frozen.train(False)
+            return self
+
+    def forward(m, x):
+        return m.head(m.drop(m.frozen(F.relu(m.body(x)))))
+
+    model = KeepsPartInEval(forward, frozen=nn.Dropout(0.5), drop=nn.Dropout(0.2))
+    found = measured(model, torch.randn(N, 5), [PairwiseKL], sub_models=4)
+    assert set(found.plan.sites) == {("drop", 0)}
+
+    class AlwaysOn(Written):
+        def eval(self):
+            return self.train(True)
+
+        def train(self, mode=True):
+            return super().train(True)
+
+    found = measured(AlwaysOn(dropped, drop=nn.Dropout(0.3)), torch.randn(N, 5), [PairwiseKL], sub_models=4)
+    assert "dirty_eval" in found.findings
 
 
 def test_a_probe_of_gradients_alone_runs_no_sub_models_and_misses_none(measured):
