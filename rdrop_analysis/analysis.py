@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,8 @@ from torch import nn
 
 from rdrop_analysis.data import Data
 from rdrop_analysis.datasets import load_data
-from rdrop_analysis.errors import RDropAnalysisError, UsageError
+from rdrop_analysis.errors import DataError, RDropAnalysisError, UsageError
+from rdrop_analysis.files import printable
 from rdrop_analysis.gallery import most_inconsistent
 from rdrop_analysis.measuring import Measured, measure_subject
 from rdrop_analysis.results import Results
@@ -24,11 +27,13 @@ from rdrop_analysis.subjects import Entry, Models, entries
 from rdrop_analysis.tasks import TASKS
 from rdrop_probes.masks import Masks
 from rdrop_probes.measure import Settings
-from rdrop_probes.records import Comparison, DataRecord, Failure, RunRecord, Unit
+from rdrop_probes.records import SCHEMA_VERSION, Comparison, DataRecord, Failure, Finding, RunRecord, Unit
 from rdrop_probes.statistics import LEVEL, adjust, compare
 from rdrop_probes.submodels import Strategy
 
 INTERRUPTED = 130
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,7 +43,7 @@ def analyze(
     data: object = None,
     *,
     sub_models: int = 32,
-    probes: Sequence[str] | None = None,
+    probes: str | Sequence[str] | None = None,
     seed: int = 0,
     masks: Masks = "per-example",
     strategy: Strategy = "auto",
@@ -82,12 +87,17 @@ def analyze(
         CheckpointError, DataError, UnsafeFileError: see these; with `keep_going` only if nothing was measured.
     """
     settings = _settings(sub_models, seed, masks, strategy)
-    if task not in TASKS:
-        raise UsageError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
+    for name, value, allowed in (("task", task, TASKS), ("unit", unit, get_args(Unit))):
+        if value not in allowed:
+            raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
+    probes = probes.split(",") if isinstance(probes, str) else probes
+    named = entries(models)
+    if reference is not None and reference not in (known := [entry.name for entry in named]):
+        raise UsageError(f"there is no checkpoint {reference!r} to be the reference: choose from {', '.join(known)}")
     run = _Run(settings, _device(device), model, probes, batch_size, limit, progress, keep_going=keep_going)
     started = time.monotonic()
     given = None if data is None else load_data(data, limit)
-    run.measure_all(entries(models), given)
+    run.measure_all(named, given)
     config: dict[str, object] = {
         "sub_models": sub_models,
         "seed": seed,
@@ -118,25 +128,37 @@ class _Run:
     data: Data | None = None
     measured: list[Measured] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    first: RDropAnalysisError | None = None
 
     def measure_all(self, named: Sequence[Entry], given: Data | None) -> None:
         self.data = given
-        first: RDropAnalysisError | None = None
-        for entry in named:
+        for place, entry in enumerate(named):
             try:
                 self.measured.append(self._measure(entry))
             except RDropAnalysisError as problem:
-                if not self.keep_going:
-                    raise
-                first = first or problem
-                self.failures.append(Failure(checkpoint=entry.name, message=str(problem), exit_code=problem.exit_code))
+                self._failed(entry, problem)
             except KeyboardInterrupt:
                 if not self.keep_going or not self.measured:
                     raise
-                self.failures.append(Failure(checkpoint=entry.name, message="interrupted", exit_code=INTERRUPTED))
+                self.failures += [
+                    Failure(checkpoint=e.name, message="interrupted", exit_code=INTERRUPTED) for e in named[place:]
+                ]
                 return
-        if first is not None and not self.measured:
-            raise first
+            except Exception as problem:
+                if not self.keep_going:
+                    raise
+                text = (
+                    f"unexpected {type(problem).__name__}: {printable(problem, 200)}; -v shows where, please report it"
+                )
+                self._failed(entry, DataError(text), problem)
+
+    def _failed(self, entry: Entry, problem: RDropAnalysisError, cause: Exception | None = None) -> None:
+        """Remember that a checkpoint could not be measured; raise if there is nothing else to deliver."""
+        logger.debug("%s was not measured", entry.name, exc_info=cause or problem)
+        self.failures.append(Failure(checkpoint=entry.name, message=str(problem), exit_code=problem.exit_code))
+        self.first = self.first or problem
+        if not self.keep_going:
+            raise problem from cause
 
     def _measure(self, entry: Entry) -> Measured:
         subject, checkpoint = entry.load(self.factory)
@@ -176,9 +198,10 @@ class _Run:
 
     def results(self, reference: str | None, config: dict[str, object], seconds: float) -> Results:
         if self.data is None or not self.measured:
-            raise UsageError("nothing was measured")
+            raise self.first or UsageError("nothing was measured")
         chosen = _reference(self.measured, reference)
         record = RunRecord(
+            schema_version=SCHEMA_VERSION,
             tool={"name": "rdrop-analysis", "version": tool_version()},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
@@ -189,7 +212,7 @@ class _Run:
             reference=chosen.result.name if len(self.measured) > 1 else None,
             comparisons=_comparisons(chosen, self.measured),
             examples=most_inconsistent(self.measured, self.data),
-            warnings=[finding for m in self.measured for finding in m.findings],
+            warnings=[*_run_findings(self.measured, reference), *(f for m in self.measured for f in m.findings)],
             failures=self.failures,
         )
         return Results(record, _per_example(self.measured, self.data))
@@ -204,8 +227,12 @@ def tool_version() -> str:
 
 
 def _settings(sub_models: int, seed: int, masks: Masks, strategy: Strategy) -> Settings:
-    if seed < 0:
-        raise UsageError(f"the seed must not be negative, {seed} is")
+    for name, number in (("sub_models", sub_models), ("seed", seed)):
+        if not isinstance(number, int) or number < 0:
+            raise UsageError(f"{name} must be a whole number from 0 up, not {number!r}")
+    for name, value, allowed in (("masks", masks, get_args(Masks)), ("strategy", strategy, get_args(Strategy))):
+        if value not in allowed:
+            raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
     try:
         return Settings(sub_models=sub_models, seed=seed, masks=masks, strategy=strategy)
     except ValueError as problem:
@@ -214,7 +241,8 @@ def _settings(sub_models: int, seed: int, masks: Masks, strategy: Strategy) -> S
 
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
+        if (device := torch.device(name)).type not in ("cpu", "cuda"):
+            raise UsageError(f"device {name!r} is not supported: choose cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as problem:
         raise UsageError(f"device {name!r} is not available here: {str(problem).splitlines()[0]}") from problem
@@ -222,14 +250,23 @@ def _device(name: str) -> torch.device:
 
 
 def _reference(measured: Sequence[Measured], name: str | None) -> Measured:
-    if name is not None:
-        found = [m for m in measured if m.result.name == name]
-        if not found:
-            known = ", ".join(m.result.name for m in measured)
-            raise UsageError(f"there is no checkpoint {name!r} to be the reference: choose from {known}")
-        return found[0]
+    """The one named if it was measured, else the first trained with alpha 0, else the first."""
+    wanted = [m for m in measured if m.result.name == name]
     baselines = [m for m in measured if m.result.training.get("alpha") == 0]
-    return (baselines or list(measured))[0]
+    return (wanted or baselines or list(measured))[0]
+
+
+def _run_findings(measured: Sequence[Measured], reference: str | None) -> list[Finding]:
+    """What the reader has to know of the run as a whole."""
+    findings = []
+    if reference is not None and reference not in [m.result.name for m in measured]:
+        chosen = _reference(measured, reference).result.name
+        text = f"the reference {reference} was not measured: {chosen} takes its place"
+        findings.append(Finding(code="reference_replaced", message=text))
+    if len(classes := {m.n_classes for m in measured}) > 1:
+        text = f"the checkpoints have different numbers of classes ({', '.join(map(str, sorted(classes)))})"
+        findings.append(Finding(code="different_classes", message=text))
+    return findings
 
 
 def _comparisons(reference: Measured, measured: Sequence[Measured]) -> list[Comparison]:

@@ -131,7 +131,7 @@ def _made_by(factory: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             model = factory()
-    except Exception as problem:  # the user's own code may raise anything
+    except (Exception, SystemExit) as problem:  # the user's own code may raise anything
         raise UsageError(
             f"the model factory {name} failed: {type(problem).__name__}: {printable(problem)}"
         ) from problem

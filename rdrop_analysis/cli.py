@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
 from typing import Any, NoReturn
 
@@ -39,6 +41,11 @@ class Group(DefaultGroup):  # type: ignore[misc] # click-default-group has no ty
             return super().invoke(ctx)
         except RDropAnalysisError as problem:
             _fail(ctx, str(problem), problem.exit_code)
+        except BrokenPipeError:  # who reads the output has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open, so that closing it at exit succeeds
+            ctx.exit(0)
+        except OSError as problem:
+            _fail(ctx, f"{problem.strerror or problem}: nothing more could be written", 4)
         except KeyboardInterrupt:
             _fail(ctx, "interrupted", INTERRUPTED)
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from rdrop_analysis.commands.options import NameList
 from rdrop_analysis.errors import UnsafeFileError, UsageError
 
 OWN_FILE = "rdrop.toml"
@@ -18,9 +19,16 @@ NOT_FROM_FILES = frozenset({"checkpoints", "trust_code"})
 
 
 def fill_from_files(
-    ctx: click.Context, given: Mapping[str, Any], checkpoints: Sequence[Path], *, trust_code: bool
+    ctx: click.Context,
+    given: Mapping[str, Any],
+    checkpoints: Sequence[Path],
+    *,
+    trust_code: bool,
+    ignore_others: bool = False,
 ) -> dict[str, Any]:
     """Options with those that were not given on the command line taken from files, the nearest first.
+
+    With `ignore_others` the files may have options that this command does not know.
 
     Raises:
         UsageError: a file is not TOML, or has an option that does not exist or does not fit.
@@ -29,6 +37,8 @@ def fill_from_files(
     settings = dict(given)
     for path, table in _tables(checkpoints[0].parent):
         for key, value in table.items():
+            if ignore_others and key not in given:
+                continue
             parameter = _parameter(ctx, path, key)
             name = parameter.name or ""
             if name in settings and ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
@@ -43,9 +53,11 @@ def _tables(beside: Path) -> list[tuple[Path, dict[str, Any]]]:
     tables = []
     project = Path("pyproject.toml")
     if project.is_file():
-        table = _read(project).get("tool", {}).get(TABLE)
-        if isinstance(table, dict):
-            tables.append((project, table))
+        tools = _read(project).get("tool", {})
+        table = tools.get(TABLE, {}) if isinstance(tools, dict) else {}
+        if not isinstance(table, dict):
+            raise UsageError(f"{project}: tool.{TABLE} must be a table of options")
+        tables.append((project, table))
     own = beside / OWN_FILE
     if own.is_file():
         tables.append((own, _read(own)))
@@ -96,6 +108,11 @@ def _is_built_in(value: str) -> bool:
 
 
 def _converted(ctx: click.Context, parameter: click.Parameter, path: Path, key: str, value: Any) -> Any:
+    if isinstance(value, list) and not isinstance(parameter.type, NameList):
+        raise UsageError(f"{path}: {key} takes one value, not a list")
+    is_flag = isinstance(parameter, click.Option) and parameter.is_flag
+    if not is_flag and not isinstance(value, list):
+        value = str(value)  # as it would stand on the command line, so that true is no 1 and 1.5 no 1
     try:
         return parameter.type_cast_value(ctx, value)
     except click.BadParameter as problem:

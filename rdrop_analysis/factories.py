@@ -44,7 +44,7 @@ def call(spec: str) -> Any:
     factory = resolve(spec)
     try:
         return factory()
-    except Exception as problem:  # the user's own code may raise anything
+    except (Exception, SystemExit) as problem:  # the user's own code may raise anything
         raise UsageError(f"{spec} failed when called without arguments: {_summary(problem)}") from problem
 
 

@@ -12,14 +12,18 @@ from rdrop_analysis.errors import DataError, RDropAnalysisError
 
 
 def check_writable(directory: Path) -> None:
-    """Make the directory and see that files can be made in it, before any work is done for it.
+    """See that files can be made in a directory that may not be there yet, before any work is done for it.
+
+    Nothing is left behind: where it is not there, its nearest parent is tried.
 
     Raises:
         DataError: it cannot be made or written.
     """
+    nearest = directory.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=directory, prefix=".rdrop-"):
+        with TemporaryDirectory(dir=nearest, prefix=".rdrop-"):
             pass
     except OSError as problem:
         raise DataError(f"cannot write to {directory}: {problem.strerror}; name another with --output") from problem

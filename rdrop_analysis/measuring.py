@@ -84,7 +84,10 @@ def measure_subject(
     except (NotFiniteError, SilentSiteError) as problem:
         raise DataError(f"{subject.name}: {problem}") from problem
     findings = [Finding(code=code, message=text, checkpoint=subject.name) for code, text in found.findings.items()]
-    findings += _findings(subject.name, classifier.n_classes, found, from_probabilities=classifier.from_probabilities)
+    findings += [
+        Finding(code=code, message=text, checkpoint=subject.name) for code, text in classifier.findings.items()
+    ]
+    findings += [finding for name, column in found.columns.items() for finding in _infinite(subject.name, name, column)]
     return Measured(_result(subject, found), found, findings, classifier.n_classes)
 
 
@@ -125,19 +128,6 @@ def _result(subject: Subject, found: Measurement) -> CheckpointResult:
         metrics=dict(sorted(metrics.items(), key=lambda item: list(found.units).index(item[0]))),
         **found.tables,
     )
-
-
-def _findings(name: str, n_classes: int, found: Measurement, *, from_probabilities: bool) -> list[Finding]:
-    findings = []
-    if from_probabilities:
-        text = "the model returns probabilities: their logarithms are taken as logits"
-        findings.append(Finding(code="outputs_are_probabilities", message=text, checkpoint=name))
-    if n_classes == 1:
-        text = "the model has one output: a softmax over one class is constant, so every divergence is 0"
-        findings.append(Finding(code="one_class", message=text, checkpoint=name))
-    for metric_name, column in found.columns.items():
-        findings += _infinite(name, metric_name, column)
-    return findings
 
 
 def _infinite(name: str, metric_name: str, column: Column) -> list[Finding]:

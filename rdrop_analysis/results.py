@@ -60,20 +60,25 @@ class Results:
 
         return comparisons_frame(self.shown)
 
-    def save(self, directory: str | Path, formats: Sequence[str] = DEFAULT_FORMATS) -> Path:
+    def save(
+        self, directory: str | Path, formats: str | Sequence[str] = DEFAULT_FORMATS, *, clear: bool = False
+    ) -> Path:
         """Write report.html, figures/, results.json, summary.csv and per_example.csv; returns the directory.
 
         Files appear whole or not at all, and `results.json` first, so that the numbers are safe before the
-        figures are drawn.
+        figures are drawn. With `clear`, the files that an earlier run left under these names are removed before.
 
         Raises:
             UsageError: an unknown format.
             DataError: the directory cannot be written.
         """
+        formats = formats.split(",") if isinstance(formats, str) else formats
         if unknown := [name for name in formats if name not in FORMATS]:
             raise UsageError(f"unknown format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
         directory = Path(directory)
         check_writable(directory)
+        if clear:
+            _clear(directory)
         if "json" in formats:
             write_whole(directory / RESULTS, to_json(self.record), DataError)
         if "csv" in formats:
@@ -118,12 +123,24 @@ def _write_figures(
     from rdrop_reports.figures import save_figures
 
     try:
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=directory.parent, prefix=".rdrop-") as scratch:
             for drawn in save_figures(record, per_example, Path(scratch), formats=tuple(formats)):
                 drawn.replace(directory / drawn.name)
     except OSError as problem:
         raise DataError(f"cannot write figures to {directory}: {problem.strerror}") from problem
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    from rdrop_reports.figures import FIGURES
+
+    figures = [directory / "figures" / f"{name}.{suffix}" for name in FIGURES for suffix in PICTURES]
+    try:
+        for path in (*figures, *(directory / name for name in (RESULTS, "summary.csv", PER_EXAMPLE, "report.html"))):
+            path.unlink(missing_ok=True)
+    except OSError as problem:
+        raise DataError(f"cannot write to {directory}: {problem.strerror}; name another with --output") from problem
 
 
 def load_results(path: str | Path) -> Results:
@@ -143,7 +160,7 @@ def load_results(path: str | Path) -> Results:
         raise DataError(f"{path} cannot be read as results: {reason}") from problem
     table = path.with_name(PER_EXAMPLE)
     try:
-        per_example = pd.read_csv(table) if table.exists() else None
+        per_example = pd.read_csv(table, dtype={"label": "Int64"}) if table.exists() else None
     except (OSError, ValueError) as problem:
         raise DataError(f"{table} cannot be read: {str(problem).splitlines()[0]}") from problem
     return Results(record, per_example)

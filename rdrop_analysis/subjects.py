@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -42,8 +43,14 @@ def entries(models: Models) -> list[Entry]:
     if isinstance(models, Mapping):
         named = [Entry(str(name), model) for name, model in models.items()]
     else:
-        listed = [models] if isinstance(models, str | Path | nn.Module) else list(models)
+        listed: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
         named = [Entry(name, model) for name, model in zip(_names(listed), listed, strict=True)]
+    for entry in named:
+        if not isinstance(entry.model, str | Path | nn.Module):
+            kind = type(entry.model).__name__
+            raise UsageError(
+                f"a {kind} is not a model: give a checkpoint's path or a module (an instance of its class)"
+            )
     if not named:
         raise UsageError("no checkpoint given: name at least one file")
     if twice := [name for name, count in Counter(entry.name for entry in named).items() if count > 1]:
@@ -51,8 +58,8 @@ def entries(models: Models) -> list[Entry]:
     return named
 
 
-def _names(models: Sequence[Model]) -> list[str]:
-    paths = [Path(f"model-{i}" if isinstance(m, nn.Module) else m) for i, m in enumerate(models, 1)]
+def _names(models: Sequence[Any]) -> list[str]:
+    paths = [Path(m) if isinstance(m, str | Path) else Path(f"model-{i}") for i, m in enumerate(models, 1)]
     return list(_distinct(paths))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -25,18 +25,20 @@ class Classifier:
 
     Attributes:
         model: the network.
-        n_classes: C.
+        n_classes: C, at least 2: a single output z is read as the logits (0, z) of two classes.
         from_probabilities: the model returns probabilities; their logarithms serve as logits.
+        findings: what the reader has to know of this reading, message by code.
     """
 
     model: nn.Module
     n_classes: int
     from_probabilities: bool = False
+    findings: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """Class logits [N, C]; may run under vmap or autograd."""
         logits = class_scores(call(self.model, inputs))
-        return logits.log() if self.from_probabilities else logits
+        return logits.log() if self.from_probabilities else two_columns(logits)
 
 
 def recognise(model: nn.Module, batch: Batch) -> Classifier:
@@ -46,10 +48,24 @@ def recognise(model: nn.Module, batch: Batch) -> Classifier:
         DataError: the model refuses the inputs, or does not return one row of class scores an example.
     """
     with preserved(model), flags(model, ()), torch.no_grad():
-        scores = class_scores(call(model, batch.inputs))
+        output = call(model, batch.inputs)
+    scores = class_scores(output)
     if scores.shape[0] != len(batch):
         raise DataError(f"the model returns {scores.shape[0]} rows for {len(batch)} examples: is the batch first?")
-    return Classifier(model, scores.shape[1], from_probabilities=_are_probabilities(scores))
+    probabilities = _are_probabilities(scores)
+    findings = {}
+    if probabilities:
+        findings["outputs_are_probabilities"] = "the model returns probabilities: their logarithms are taken as logits"
+    if scores.shape[1] == 1:
+        findings["one_output"] = "the model has one output: it is read as the logit of class 1 against class 0"
+    if isinstance(output, tuple | list) and sum(map(_is_candidate, output)) > 1 and not hasattr(output, "_fields"):
+        findings["several_outputs"] = "the model returns several tensors: the first is taken for the class scores"
+    return Classifier(model, max(scores.shape[1], 2), probabilities, findings)
+
+
+def two_columns(logits: Tensor) -> Tensor:
+    """Logits as they are [N, C], or (0, z) for a single column z [N, 1]."""
+    return torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -68,12 +84,14 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     except Exception as problem:  # the user's model may raise anything
         first = printable((str(problem).splitlines() or [""])[0], 200)
         raise DataError(
-            f"the model refuses the data ({describe(inputs)}): {type(problem).__name__}: {first}"
+            f"the model refuses the data ({describe(inputs)}): {type(problem).__name__}: {first}{_hint(inputs)}"
         ) from problem
 
 
 def class_scores(output: Any) -> Tensor:
-    """The tensor of class scores [N, C] in a model's output: itself, a usual key or field, or the first tensor.
+    """The class scores [N, C] in a model's output: itself, a usual key or field, or the first tensor.
+
+    A tensor [N] counts as [N, 1].
 
     Raises:
         DataError: there is none, or it is not a row of at least one score an example.
@@ -81,7 +99,9 @@ def class_scores(output: Any) -> Tensor:
     scores = _find_scores(output)
     if scores is None:
         raise DataError(f"the model returns a {type(output).__name__} without a tensor of class scores")
-    if scores.dim() != 2 or not scores.is_floating_point():
+    if scores.dim() == 1:
+        scores = scores.unsqueeze(-1)
+    if scores.dim() != 2 or not scores.is_floating_point() or scores.shape[1] == 0:
         raise DataError(
             f"the model returns {_shape(scores)}, classification needs floating-point class scores [examples, classes]"
         )
@@ -96,14 +116,24 @@ def describe(inputs: Inputs) -> str:
 def _find_scores(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
-    if is_dataclass(output) and not isinstance(output, type | Mapping):
-        output = {field.name: getattr(output, field.name) for field in fields(output)}
     if isinstance(output, Mapping):
-        named = [output[key] for key in OUTPUT_KEYS if key in output]
-        candidates = [*named, *output.values()]
+        candidates = [*(output[key] for key in OUTPUT_KEYS if key in output), *output.values()]
     else:
-        candidates = list(output) if isinstance(output, tuple | list) else []
-    return next((value for value in candidates if isinstance(value, Tensor) and value.dim() > 0), None)
+        candidates = [getattr(output, key) for key in OUTPUT_KEYS if hasattr(output, key)]
+        candidates += [getattr(output, f.name) for f in fields(output)] if is_dataclass(output) else []
+        candidates += list(output) if isinstance(output, tuple | list) else []
+    return next(filter(_is_candidate, candidates), None)
+
+
+def _is_candidate(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _hint(inputs: Inputs) -> str:
+    """What may help, where the inputs are integers."""
+    if any(not tensor.is_floating_point() for tensor in named_tensors(inputs).values()):
+        return "; the inputs are integers: store them as floating point if the model does not take ids"
+    return ""
 
 
 def _are_probabilities(scores: Tensor) -> bool:

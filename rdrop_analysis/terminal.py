@@ -42,6 +42,14 @@ COLUMN_WIDTH = 18
 MAX_TENSORS = 40
 
 
+class _Console(Console):
+    """Standard output, whose reader may stop reading."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line."""
+        raise BrokenPipeError
+
+
 @contextmanager
 def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each checkpoint on standard error; nothing where that is not a terminal."""
@@ -67,7 +75,7 @@ def training_bar(title: str, epochs: int, *, quiet: bool) -> Iterator[Callable[[
 def show(results: Results, directory: Path, formats: Sequence[str], *, quiet: bool) -> None:
     """Verdict, warnings, table and paths; failures go to standard error even when quiet."""
     record = results.shown
-    console = Console(highlight=False, soft_wrap=True)
+    console = _Console(highlight=False, soft_wrap=True)
     if not quiet:
         _show_verdict(console, record)
         console.print(_metrics_table(record, console.width))
@@ -79,7 +87,7 @@ def show(results: Results, directory: Path, formats: Sequence[str], *, quiet: bo
 
 def show_sites(sites: Sequence[SiteRecord]) -> None:
     """One row a site."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _Console(highlight=False, soft_wrap=True)
     if not sites:
         console.print("The model draws nothing: it has no active dropout.")
         return
@@ -95,7 +103,7 @@ def show_sites(sites: Sequence[SiteRecord]) -> None:
 
 def show_contents(contents: Contents) -> None:
     """What `inspect` found."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _Console(highlight=False, soft_wrap=True)
     kind = "state dict" if contents.description is None else "self-describing checkpoint"
     console.print(f"{escape(str(contents.path))}: {kind}, sha256 {contents.sha256}")
     for name, value in (contents.description or {}).items():

@@ -97,10 +97,30 @@ def test_a_model_that_returns_probabilities_is_measured_on_their_logarithms(data
         )
 
 
-def test_one_output_class_is_all_zeros_and_says_why(data):
-    record = analyze(mlp(classes=1), data[0], sub_models=4).record
-    assert "one_class" in [w.code for w in record.warnings]
-    assert record.checkpoints[0].metrics["epkl"].estimate == 0
+def test_one_output_is_the_logit_of_class_1_against_class_0(data):
+    inputs, labels = data
+    labels = labels % 2
+    one = mlp(classes=1)
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = one
+
+        def forward(self, x):
+            z = self.inner(x)
+            return torch.cat([torch.zeros_like(z), z], 1)
+
+    class Flat(Two):
+        def forward(self, x):
+            return self.inner(x).squeeze(1)
+
+    expected = analyze({"m": Two()}, (inputs, labels), sub_models=4).record.checkpoints[0].metrics
+    for model in (one, Flat()):
+        record = analyze({"m": model}, (inputs, labels), sub_models=4).record
+        assert [w.code for w in record.warnings] == ["one_output"]
+        assert record.checkpoints[0].metrics["epkl"].estimate == pytest.approx(expected["epkl"].estimate, rel=1e-9)
+        assert record.checkpoints[0].metrics["nll_eval"] == expected["nll_eval"]
 
 
 def test_no_dropout_gives_zeros_and_a_warning(data):
@@ -168,6 +188,9 @@ def test_one_example_has_an_estimate_without_an_interval(data):
         ({"seed": -1}, UsageError, "seed"),
         ({"task": "poetry"}, UsageError, "unknown task 'poetry'"),
         ({"probes": ["nonsense"]}, UsageError, "unknown probe 'nonsense': choose from pairwise_kl"),
+        ({"masks": "carnival"}, UsageError, "unknown masks 'carnival': choose from per-example, shared"),
+        ({"unit": "furlongs"}, UsageError, "unknown unit"),
+        ({"sub_models": 4.0}, UsageError, "whole number"),
         ({"reference": "nobody"}, UsageError, "there is no checkpoint 'nobody'"),
         ({"device": "cuda:77"}, UsageError, "not available"),
         ({"device": "toaster"}, UsageError, "not available"),
@@ -236,3 +259,26 @@ def test_bits_are_shown_and_nats_are_kept(data):
     as_shown = [r.summary.set_index("metric").loc["epkl"] for r in (nats, bits)]
     assert as_shown[1]["unit"] == "bits"
     assert as_shown[1]["estimate"] == pytest.approx(as_shown[0]["estimate"] / np.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize("models", [None, nn.Linear, {"weights": torch.zeros(1)}, 7, []])
+def test_what_is_no_model_is_refused(models, data):
+    with pytest.raises(UsageError, match=r"is not a model|no checkpoint given"):
+        analyze(models, data)
+
+
+def test_several_tensors_in_a_tuple_are_a_warning(data):
+    record = analyze(Returns(lambda z: (z, z.repeat(1, 2))), data, sub_models=2).record
+    assert [w.code for w in record.warnings] == ["several_outputs"]
+
+
+def test_different_numbers_of_classes_are_a_warning(data):
+    record = analyze({"a": mlp(), "b": mlp(classes=7)}, data, sub_models=2).record
+    assert [w.code for w in record.warnings] == ["different_classes"]
+
+
+def test_without_dropout_nothing_is_left_of_rounding(data):
+    record = analyze({"a": mlp(0.0)}, data, sub_models=5).record
+    metrics = record.checkpoints[0].metrics
+    for name in ("epkl", "mutual_information", "kl_mean_to_eval", "expectation_linearity", "flip_rate", "nll_gap"):
+        assert (metrics[name].estimate, metrics[name].low, metrics[name].high) == (0, 0, 0), name

@@ -226,9 +226,17 @@ def test_options_come_from_the_projects_pyproject(project):
     assert run("baseline.pt", "--sub-models", "2", "--format", "json").exit_code == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("modle = 1", "no option 'modle'"), ("seed = -1", "seed"), ("seed = ", "cannot be read")]
-)
+BAD_CONFIGURATION = {
+    "modle = 1": "no option 'modle'",
+    "seed = -1": "seed",
+    "seed = ": "cannot be read",
+    "seed = true": "seed",
+    "limit = 1.5": "limit",
+    'reference = ["a"]': "not a list",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_CONFIGURATION.items())
 def test_a_bad_configuration_file_is_named(text, message, project):
     Path("rdrop.toml").write_text(text)
     done = run("baseline.pt", *COMMON[:-2])
@@ -271,3 +279,50 @@ def test_an_interrupt_before_anything_is_finished_says_so(project):
     done = run("rdrop.pt", *COMMON, "--model", "net.py:Interrupted")
     assert done.exit_code == 130
     assert "interrupted" in done.output
+
+
+def test_an_unexpected_error_loses_nothing_that_was_measured(project, monkeypatch):
+    from rdrop_analysis import analysis
+
+    measured = analysis.measure_subject
+
+    def breaks_on_the_second(subject, *arguments, **more):
+        if subject.name == "rdrop":
+            raise ZeroDivisionError("of all things")
+        return measured(subject, *arguments, **more)
+
+    monkeypatch.setattr(analysis, "measure_subject", breaks_on_the_second)
+    done = run("baseline.pt", "rdrop.pt", *COMMON)
+    assert done.exit_code == 4
+    assert "unexpected ZeroDivisionError: of all things" in done.output
+    assert [c["name"] for c in json.loads(Path("rdrop-report/results.json").read_text())["checkpoints"]] == ["baseline"]
+
+
+def test_a_reference_that_fails_is_replaced_and_said_so(project):
+    Path("third.pt").write_bytes(b"PK")
+    done = run("baseline.pt", "rdrop.pt", "third.pt", *COMMON, "--reference", "third")
+    assert done.exit_code == 4
+    assert "baseline takes its place" in done.output
+    assert json.loads(Path("rdrop-report/results.json").read_text())["reference"] == "baseline"
+
+
+def test_a_failed_run_makes_no_directory_and_a_new_one_leaves_nothing_old(project):
+    assert run("missing.pt", *COMMON, "--output", "a/b").exit_code == 4
+    assert not Path("a").exists()
+    assert run("baseline.pt", "rdrop.pt", *COMMON[:-2]).exit_code == 0
+    Path("rdrop-report/mine.txt").touch()
+    assert run("baseline.pt", *COMMON[:-2], "--format", "json").exit_code == 0
+    left = sorted(p.relative_to("rdrop-report").as_posix() for p in Path("rdrop-report").rglob("*") if p.is_file())
+    assert left == ["mine.txt", "results.json"]
+
+
+def test_sites_take_their_options_from_rdrop_toml_as_well(project):
+    Path("rdrop.toml").write_text('model = "net.py:Net"\ndata = "test.npz"\nlimit = 5\n')
+    assert "1 site(s)" in run("sites", "baseline.pt").output
+
+
+def test_a_reader_that_stops_reading_is_no_error(project):
+    command = f"{sys.executable} -m rdrop_analysis baseline.pt {' '.join(COMMON)} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)  # noqa: S603, S607 - own code
+    assert done.returncode == 0, done.stderr
+    assert Path("rdrop-report/results.json").exists()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rdrop_probes.columns import plain
-from rdrop_probes.gradients import GradientPass, Row
+from rdrop_probes.gradients import MAX_EXACT_CLASSES, GradientPass, Row
 from rdrop_probes.probe import GradientFold, Outcome, Probe
 
 PROJECTIONS = 16
@@ -29,23 +29,27 @@ class Jacobian(Probe):
     def __init__(self) -> None:
         super().__init__()
         self._differentiable = True
+        self._sampled = False
 
     def fold(self, gradients: GradientPass) -> GradientFold | None:
         """Take the rows with respect to the input; None where the input is not differentiable."""
         self._differentiable &= gradients.leaf is not None
         if gradients.leaf is None:
             return None
+        self._sampled |= not gradients.exact
         return _ExactFold(self, gradients) if gradients.exact else _SampledFold(self, gradients)
 
     def merge(self, other: Jacobian) -> None:
         """Append another worker's examples."""
         super().merge(other)
         self._differentiable &= other._differentiable
+        self._sampled |= other._sampled
 
     def outcome(self) -> Outcome:
         """Columns, or why there are none."""
         if self._differentiable:
-            return Outcome(self.kept)
+            text = f"more than {MAX_EXACT_CLASSES} classes: Jacobian norms and predictions are estimated by sampling"
+            return Outcome(self.kept, findings={"sampled_classes": text} if self._sampled else {})
         message = "the input is not floating point and no nn.Embedding takes it: no Jacobian with respect to it"
         return Outcome(self.kept, findings={"jacobian_unavailable": message})
 

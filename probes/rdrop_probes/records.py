@@ -198,6 +198,7 @@ class Failure:
 class RunRecord:
     """The whole run. `reference` is the name of the checkpoint that the others are compared against."""
 
+    schema_version: int
     tool: dict[str, str]
     created: str
     seconds: float
@@ -210,7 +211,6 @@ class RunRecord:
     examples: list[Example] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    schema_version: int = SCHEMA_VERSION
 
 
 def read_record(path: Path) -> RunRecord:

@@ -81,6 +81,8 @@ def compare(
     spread = sample_spread(b - a, blocks)
     difference = float((b - a).mean()) if len(a) else None
     half = spread.half_width(level) if len(a) else None
+    if half == 0 and ref.proportion and cand.proportion:
+        half = _never_seen(len(a), level)
     ratio, ratio_low, ratio_high = _ratio(a, b, (ref, cand) if shared_masks else None, level)
     return Comparison(
         metric=name,
@@ -162,6 +164,11 @@ def ratio_column(numerator: Column, denominator: Column) -> Column | None:
         numerator.leave_out_n,
         tabulated=False,
     )
+
+
+def _never_seen(n: int, level: float) -> float:
+    """Wilson's upper bound on how often happens what did not happen in n trials: two models that never disagreed."""
+    return float(stats.binomtest(0, n).proportion_ci(level, method="wilson").high)
 
 
 def _interval(

@@ -66,7 +66,7 @@ def _run(ctx: click.Context, checkpoints: tuple[Path, ...], settings: dict[str, 
             keep_going=True,
             **settings,
         )
-    results.save(directory, formats)
+    results.save(directory, formats, clear=True)
     show(results, directory, formats, quiet=quiet)
     codes = [failure.exit_code for failure in results.record.failures]
     if codes:

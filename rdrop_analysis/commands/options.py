@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,7 +53,8 @@ class NameList(click.ParamType):  # type: ignore[type-arg] # generic only in the
         names = value if isinstance(value, list | tuple) else [part.strip() for part in str(value).split(",")]
         unknown = [name for name in names if self.allowed and name not in self.allowed]
         if unknown or not all(names):
-            self.fail(f"{unknown[0] if unknown else value!r} is not one of {', '.join(self.allowed)}", param, ctx)
+            known = f" from {', '.join(self.allowed)}" if self.allowed else ""
+            self.fail(f"{(unknown or [value])[0]!r} does not do: give names{known}, separated by commas", param, ctx)
         return list(names)
 
 
@@ -61,6 +63,9 @@ def verbosity(command: F) -> F:
 
     def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
         ctx.meta["verbose"] = value
+        if value:
+            logging.basicConfig()
+            logging.getLogger("rdrop_analysis").setLevel(logging.DEBUG)
         return value
 
     command = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(command)

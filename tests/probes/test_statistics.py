@@ -241,3 +241,12 @@ def test_a_difference_that_never_varies_is_certain():
     assert compared(np.zeros(5), np.ones(5)).p_value == 0.0
     assert compared(np.ones(5), np.ones(5)).p_value == 1.0
     assert not isnan(compared(np.ones(5), np.ones(5)).ratio_low)
+
+
+def test_two_models_that_never_disagreed_on_a_few_examples_may_still_disagree():
+    hits = Column(np.array([1.0, 0.0, 1.0, 1.0]), proportion=True)
+    found = compare("accuracy_eval", ("a", hits), ("b", hits), unit="", shared_masks=False)
+    z = stats.norm.ppf(0.975)
+    assert found.difference == 0
+    assert found.high == -found.low == pytest.approx(z**2 / (4 + z**2))  # Wilson's bound for 0 of 4
+    assert found.p_value == 1

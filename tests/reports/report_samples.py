@@ -211,6 +211,7 @@ def sample(
     runs = {n: simulate(float(s), examples, seed=i) for i, (n, s) in enumerate(zip(names, noises, strict=True))}
     found = {name: columns(run, labels) for name, run in runs.items()}
     record = RunRecord(
+        schema_version=1,
         tool={"name": "rdrop-analysis", "version": "0.1.0"}, created="2025-01-01T12:00:00Z", seconds=12.3,
         environment={"python": "3.11.7", "torch": "2.10.0", "cpu": True, "device": None},
         config={"sub_models": SUB_MODELS, "seed": 0, "masks": "per-example", "batch_size": 64, "limit": None,

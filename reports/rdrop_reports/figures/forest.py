@@ -69,7 +69,7 @@ def draw_interval(
 
 def value_axis(axes: Axes, *, percent: bool = False) -> None:
     """Few ticks on the value axis; percentages carry their sign."""
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=3, min_n_ticks=2))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=2, min_n_ticks=2))
     axes.margins(x=0.12)
     if percent:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}%"))

@@ -16,6 +16,7 @@ from rdrop_reports.select import measured, most_telling
 from rdrop_reports.text import called, elide
 
 MOST_PANELS = 4
+FIRM = 5  # examples that a bin needs to be joined to its neighbours by the line
 _LINES = {"eval": "-", "sub": (0, (3, 2)), "mean": (0, (1, 1.5))}
 
 
@@ -41,7 +42,8 @@ def takeaway(record: RunRecord, _per_example: pd.DataFrame | None) -> str:
         if off and mean:
             texts = format_estimate(off, percent=True), format_estimate(mean, percent=True)
             parts.append(f"{called(checkpoint.name)} {texts[0]} with dropout off, {texts[1]} for the MC mean")
-    return f"Expected calibration error: {'; '.join(parts)}." if parts else ""
+    note = f"Lines join bins of {FIRM} examples or more."
+    return f"Expected calibration error: {'; '.join(parts)}. {note}" if parts else ""
 
 
 def _draw_panel(axes: Axes, record: RunRecord, checkpoint: CheckpointResult, theme: Theme) -> None:
@@ -62,7 +64,10 @@ def _draw_line(axes: Axes, rows: list[ReliabilityBin], mode: str, colour: str, t
     kept = [row for row in rows if row.count > 0 and is_number(row.confidence) and is_number(row.accuracy)]
     total = sum(row.count for row in kept) or 1.0
     x, y = [row.confidence or 0.0 for row in kept], [row.accuracy or 0.0 for row in kept]
-    axes.plot(x, y, color=colour, linestyle=_LINES[mode], linewidth=1.3, alpha=0.9)
+    firm = [i for i, row in enumerate(kept) if row.count >= FIRM]
+    axes.plot(
+        [x[i] for i in firm], [y[i] for i in firm], color=colour, linestyle=_LINES[mode], linewidth=1.3, alpha=0.9
+    )
     axes.scatter(
         x, y, s=[12 + 60 * row.count / total for row in kept], marker=MODES[mode], zorder=3, linewidths=1.1,
         edgecolors=colour, facecolors=theme.surface if mode == "sub" else colour, label=MODE_LABELS[mode],

@@ -1,4 +1,8 @@
 "use strict";
+// On paper nothing can be unfolded.
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});
 // Click a column's head to sort its table; the page is complete without this.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
