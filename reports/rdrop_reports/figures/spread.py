@@ -28,8 +28,9 @@ def draw_pairs(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme
     limits = log_limits(*(array for arrays in shown.values() for array in arrays))
     for place, (axis, (name, arrays)) in enumerate(zip(axes, shown.items(), strict=True)):
         log_scatter(axis, *arrays, look_of(record, name, theme), theme, limits)
-        axis.set_title(f"EPKL of {elide(name, 18)} ({unit_of(record)})" if len(shown) == 1 else elide(name, 18))
-        axis.set_xlabel(f"EPKL of {elide(record.reference, 18)}" + ("" if place % 2 else f" ({unit_of(record)})"))
+        axis.set_title(elide(name, 18))
+        axis.set_xlabel(elide(record.reference, 18))
+        axis.set_ylabel("" if place % 2 else f"EPKL ({unit_of(record)})")
     return figure
 
 
