@@ -285,7 +285,7 @@ def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
             (reference.result.name, reference.columns[name]),
             (candidate.result.name, candidate.columns[name]),
             unit=candidate.measurement.units[name],
-            shared_masks=candidate.measurement.shared_masks,
+            shared_masks=reference.measurement.shared_masks or candidate.measurement.shared_masks,
         )
         for name in candidate.result.metrics
         if name in reference.columns

@@ -19,6 +19,7 @@ from rdrop_probes.registry import choose
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.state import flags, preserved
 from rdrop_probes.statistics import metric
+from rdrop_probes.submodels import StrategyError
 
 NUMBERS_A_TENSOR = 2**24  # in the largest tensor of a batch, before sub-models multiply it
 MAX_BATCH = 256
@@ -81,6 +82,8 @@ def measure_subject(
         found = measure(
             subject.model, _batches(data, size), forward=classifier, probes=chosen, settings=settings, progress=progress
         )
+    except StrategyError as problem:
+        raise UsageError(f"{subject.name}: {problem}") from problem
     except (NotFiniteError, SilentSiteError) as problem:
         raise DataError(f"{subject.name}: {problem}") from problem
     findings = [Finding(code=code, message=text, checkpoint=subject.name) for code, text in found.findings.items()]
@@ -124,6 +127,7 @@ def _result(subject: Subject, found: Measurement) -> CheckpointResult:
         architecture=subject.architecture,
         training=dict(subject.training or {}),
         strategy=found.strategy,
+        stochastic=found.plan.stochastic,
         sites=[site.record() for site in found.plan.sites.values()],
         metrics=dict(sorted(metrics.items(), key=lambda item: list(found.units).index(item[0]))),
         **found.tables,

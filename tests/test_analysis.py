@@ -282,3 +282,46 @@ def test_without_dropout_nothing_is_left_of_rounding(data):
     metrics = record.checkpoints[0].metrics
     for name in ("epkl", "mutual_information", "kl_mean_to_eval", "expectation_linearity", "flip_rate", "nll_gap"):
         assert (metrics[name].estimate, metrics[name].low, metrics[name].high) == (0, 0, 0), name
+
+
+class WeightDropout(nn.Module):
+    """One mask for a whole batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp(0.0)
+
+    def forward(self, x):
+        weight = nn.functional.dropout(self.inner[0].weight, 0.3, self.training)
+        return self.inner[3](nn.functional.relu(nn.functional.linear(x, weight, self.inner[0].bias)))
+
+
+def test_masks_shared_in_one_of_two_checkpoints_widen_their_comparison_both_ways(data):
+    models = {"shared": WeightDropout(), "own": mlp(0.3)}
+    widths = []
+    for reference in models:
+        record = analyze(models, data, sub_models=8, reference=reference).record
+        (row,) = (c for c in record.comparisons if c.metric == "epkl")
+        widths.append(row.high - row.low)
+    assert widths[0] == pytest.approx(widths[1])
+
+
+class NumpyDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp(0.0)
+
+    def forward(self, x):
+        h = self.inner[:2](x)
+        if self.training:
+            h = h * torch.from_numpy(np.random.random(h.shape) > 0.3).to(h) / 0.7  # noqa: NPY002 - as users do
+        return self.inner[3](h)
+
+
+def test_randomness_that_is_no_site_is_not_called_no_dropout(data):
+    record = analyze({"m": NumpyDropout()}, data, sub_models=8).record
+    (checkpoint,) = record.checkpoints
+    assert checkpoint.stochastic
+    assert checkpoint.metrics["epkl"].estimate > 0
+    assert "predicted_epkl" not in checkpoint.metrics
+    assert "no dropout" not in analyze({"m": NumpyDropout()}, data, sub_models=8).page()

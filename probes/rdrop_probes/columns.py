@@ -22,6 +22,7 @@ class Column:
         leave_out_n: how many examples that sum runs over.
         tabulated: whether the values stand for the example alone (False for linearised quantities).
         proportion: whether the values are shares of hits, so that 0 and 1 are outcomes and not quantities.
+        squared: whether the values are squares and the metric is the root of their mean.
         floor: the least value the metric can have, where its interval has to respect it.
     """
 
@@ -30,6 +31,7 @@ class Column:
     leave_out: Floats | None = None
     leave_out_n: int = 0
     tabulated: bool = True
+    squared: bool = False
     proportion: bool = False
     floor: float = -np.inf
 

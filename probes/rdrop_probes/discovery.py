@@ -6,6 +6,7 @@ back, never a module that keeps running statistics.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ ERRATIC_PASSES = 16  # a layer that runs half of the time is missed once in 65 t
 class _Sighting:
     draw: Draw
     shape: tuple[int, ...]
+
+    @property
+    def may_decide(self) -> bool:
+        """Whether a branch may hang on it: a single number, or no mask at all."""
+        return self.draw.keep is None or math.prod(self.shape) == 1
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ def find_sites(model: nn.Module, run: Callable[[int], Tensor], available: int = 
         SilentSiteError: no set of training flags brings back every draw of full train mode.
     """
     larger = max(3, min(available, OBSERVED_EXAMPLES))
-    eval_modules = _flags_after(model, training=False)
     everything = _trainable(model, lambda: run(larger))
+    eval_modules = _flags_after(model, training=False)  # last, so that the model is as eval() leaves it
     in_eval = _observe(model, eval_modules, lambda: run(2)).sightings
     two = _observe(model, everything, lambda: run(2))
     many = _observe(model, everything, lambda: run(larger))
@@ -122,9 +128,16 @@ def _site(
 
 def _flags_after(model: nn.Module, *, training: bool) -> frozenset[nn.Module]:
     """Modules in training mode after `model.train(training)`, which the model may have overridden."""
+    if not any(_overrides(module) for module in model.modules()):
+        return frozenset(model.modules()) if training else frozenset()
     with flags(model, [module for module in model.modules() if module.training]):
-        model.train(training)
+        model.train() if training else model.eval()
         return frozenset(module for module in model.modules() if module.training)
+
+
+def _overrides(module: nn.Module) -> bool:
+    """Whether the module has its own idea of training and eval mode."""
+    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
 
 
 def _repeats(model: nn.Module, modules: frozenset[nn.Module], run: Callable[[int], Tensor]) -> bool:
@@ -159,7 +172,7 @@ def _observe(model: nn.Module, training: Iterable[nn.Module], run: Callable[[], 
     """Every draw of a forward pass under these flags; of several passes where chance may decide what runs."""
     flags_set = frozenset(training)
     first = _observe_once(model, flags_set, run, 0)
-    if not first.foreign and all(sighting.draw.keep is not None for sighting in first.sightings.values()):
+    if not first.foreign and not any(sighting.may_decide for sighting in first.sightings.values()):
         return _Observation(first.sightings)
     others = [_observe_once(model, flags_set, run, seed).sightings for seed in range(1, ERRATIC_PASSES)]
     passes = [first.sightings, *others]

@@ -20,11 +20,15 @@ from rdrop_probes.terms import (
     flip,
     kl_from_eval,
     kl_to_eval,
+    label_ratio,
     logit_shift,
+    logit_shift_square,
     negative_log_likelihood,
     probability,
     vote,
 )
+
+UNDERFLOW = 700.0  # nats, beyond which a probability loses digits in float64
 
 
 class Gap(SubModelProbe):
@@ -33,8 +37,10 @@ class Gap(SubModelProbe):
     KL(p_k || p_0), KL(p_0 || p_k), KL(mean p || p_0); NLL and accuracy of each; nll_gap = mean NLL_k - NLL_0
     (the explicit regulariser of Wei et al. 2020); accuracy_gap = accuracy_0 - mean accuracy_k; flip_rate =
     P(argmax p_k != argmax p_0); disagreement between pairs of sub-models, from vote counts;
-    expectation_linearity = |E z_k - z_0|_2 on logits (Ma et al. 2017), jackknifed, which leaves it biased
-    upwards where it is small against the sub-models' spread / sqrt(K). Divergences and NLL in nats.
+    expectation_linearity = |E z_k - z_0|_2 on logits (Ma et al. 2017), as the root of its mean square over
+    examples: the square is estimated without bias by the U-statistic over pairs of sub-models, a norm is not;
+    comparisons are of the squares.
+    Divergences and NLL in nats.
     """
 
     name = "gap"
@@ -54,13 +60,14 @@ class Gap(SubModelProbe):
         "accuracy_mean": "",
         "accuracy_gap": "",
     }
-    terms = (kl_to_eval, kl_from_eval, probability, vote, flip, logit_shift)
-    bias_corrected = frozenset({"kl_mean_to_eval", "expectation_linearity"})
+    terms = (kl_to_eval, kl_from_eval, probability, vote, flip, logit_shift, logit_shift_square)
+    bias_corrected = frozenset({"kl_mean_to_eval"})
+    squared = frozenset({"expectation_linearity"})
     proportions = frozenset({"flip_rate", "disagreement", "accuracy_sub", "accuracy_mean"})
 
     def terms_for(self, *, labels: bool) -> Iterable[Term]:
         """With labels also the likelihood and the hits of each sub-model."""
-        return (*self.terms, negative_log_likelihood, correct) if labels else self.terms
+        return (*self.terms, negative_log_likelihood, correct, label_ratio) if labels else self.terms
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Sub-model metrics by jackknife, eval metrics as they are."""
@@ -75,13 +82,14 @@ class Gap(SubModelProbe):
         alike = (votes * (votes - 1)).sum(-1)  # ordered pairs of sub-models that vote alike
         k = totals.count(alike.dim())
         pairs = k * (k - 1)
+        shift = totals[logit_shift].square().sum(-1) - totals[logit_shift_square]
         estimates = {
             "kl_sub_to_eval": totals.mean(kl_to_eval),
             "kl_eval_to_sub": totals.mean(kl_from_eval),
             "kl_mean_to_eval": kl(totals.mean(probability).log(), batch.log_p),
             "flip_rate": totals.mean(flip),
             "disagreement": torch.where(k > 1, 1 - alike / pairs, torch.nan),
-            "expectation_linearity": totals.mean(logit_shift).norm(dim=-1),
+            "expectation_linearity": torch.where(k > 1, shift / pairs, torch.nan),
         }
         return estimates | (self._labelled(batch, totals) if batch.labels is not None else {})
 
@@ -92,9 +100,16 @@ class Gap(SubModelProbe):
         nll_sub, accuracy_sub = totals.mean(negative_log_likelihood), totals.mean(correct)
         return {
             "nll_sub": nll_sub,
-            "nll_mean": nll(mean, batch.labels),
+            "nll_mean": _nll_of_mean(batch, totals, mean),
             "nll_gap": nll_sub - nll(batch.log_p, batch.labels),
             "accuracy_sub": accuracy_sub,
             "accuracy_mean": hits(mean, batch.labels),
             "accuracy_gap": hits(batch.log_p, batch.labels) - accuracy_sub,
         }
+
+
+def _nll_of_mean(batch: EvalBatch, totals: Totals, log_mean: Tensor) -> Tensor:
+    """-log of the mean probability of the label, also where that underflows: from ratios to the eval model's."""
+    direct = nll(log_mean, batch.labels)
+    by_ratio = nll(batch.log_p, batch.labels) - totals.mean(label_ratio).log()
+    return torch.where(direct > UNDERFLOW, by_ratio, direct)

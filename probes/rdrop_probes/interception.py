@@ -40,9 +40,10 @@ class Draw:
 
     @property
     def rate(self) -> float | None:
-        """Drop probability, where it is one number."""
+        """Drop probability, where it is one number; None where it differs between elements."""
         if isinstance(self.keep, Tensor):
-            keep = float(self.keep.flatten()[0]) if self.keep.numel() else None
+            alike = self.keep.numel() > 0 and bool((self.keep == self.keep.flatten()[0]).all())
+            keep = float(self.keep.flatten()[0]) if alike else None
         else:
             keep = self.keep
         return None if keep is None else round(1 - keep, 6)
@@ -65,6 +66,8 @@ class ModulePaths:
         """Keep the stack while the block runs."""
         handles = []
         for module, name in self._names.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks: what it draws counts as its parent's
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._stack.append(name)))
             handles.append(module.register_forward_hook(lambda *_: self._pop()))
         try:

@@ -178,7 +178,7 @@ class _Pass:
         elif not agree(first, second):
             self._findings["dirty_eval"] = "two eval passes over the same examples differ"
         if plan.uncontrolled:
-            text = "the model draws from a generator of its own: these numbers do not follow from the seed"
+            text = "two passes under the same masks differ: these numbers do not follow from the seed alone"
             self._findings["uncontrolled_randomness"] = text
 
     def _batch(self, item: int, batch: Batch, plan: SitePlan, sub_models: SubModels) -> None:
@@ -199,8 +199,9 @@ class _Pass:
 
     def _chunks(self, plan: SitePlan, sub_models: SubModels, seen: EvalBatch, batch: Batch) -> Iterable[Chunk]:
         """Checked logits of all sub-models; without any site they are the eval model's."""
-        if not plan.stochastic:
+        if not plan.erratic:
             self._check_silent(plan, batch)
+        if not plan.stochastic:
             yield Chunk(0, seen.logits.expand(self._settings.sub_models, -1, -1))
             return
         for chunk in sub_models.logits(batch.inputs, batch.n, seen.item):
@@ -210,10 +211,10 @@ class _Pass:
             yield Chunk(chunk.start, logits)
 
     def _check_silent(self, plan: SitePlan, batch: Batch) -> None:
-        """A model without sites must not draw on any batch: a branch may depend on the data."""
+        """No batch may draw where the first did not: a branch may depend on the data."""
         found = draws(self._model, plan.train_modules, lambda: self._forward(batch.inputs))
-        if found:
-            where = ", ".join(sorted(path or "(root)" for path, _ in found))
+        if unplanned := [path or "(root)" for path, ordinal in found if (path, ordinal) not in plan.sites]:
+            where = ", ".join(sorted(set(unplanned)))
             last = batch.start + batch.n - 1
             raise SilentSiteError(
                 f"dropout at {where} draws on examples {batch.start} to {last} but not on the first: put some first"
@@ -246,11 +247,12 @@ class _Pass:
                 want_sites=want_sites,
             )
             folds = [fold for p in takers if (fold := p.fold(gradients)) is not None]
-            for row in gradients.rows() if folds else ():
+            with flags(self._model, plan.eval_modules):  # checkpointed parts run again in the backward passes
+                for row in gradients.rows() if folds else ():
+                    for fold in folds:
+                        fold.add(row)
                 for fold in folds:
-                    fold.add(row)
-            for fold in folds:
-                fold.close()
+                    fold.close()
 
     def _measurement(self, plan: SitePlan, sub_models: SubModels) -> Measurement:
         result = Measurement(plan, {}, {}, findings=self._findings, shared_masks=self._settings.masks == "shared")

@@ -41,7 +41,8 @@ def gradient_pass(
     if not want_sites or not plan.stochastic:
         return GradientPass(plain.logits, plain.leaf, {}, {}, generator)
     neutral = _forward(model, forward, plan, inputs, generator, training=True)
-    reason = _unusable(neutral, plain)
+    with flags(model, plan.eval_modules):  # under which the backward passes will run
+        reason = _unusable(neutral, plain)
     if reason is not None:
         return GradientPass(plain.logits, plain.leaf, {}, dict.fromkeys(plan.sites, reason), generator)
     noted, reasons = _usable(plan, neutral.notes, n)
@@ -78,7 +79,7 @@ def _usable(plan: SitePlan, notes: _NeutralPass, n: int) -> tuple[dict[SiteKey, 
     noted, reasons = {}, {}
     for key, site in plan.sites.items():
         if site.rate is None or site.rate >= 1:
-            reasons[key] = "the rate is 1" if site.rate else "not a dropout"
+            reasons[key] = "the rate is 1" if site.rate else "the noise has no single drop probability"
         elif key not in outs:
             reasons[key] = "the noise is not a mask multiplied in"
         elif key in notes.repeated:
@@ -110,8 +111,9 @@ def _forward(
         stack.enter_context(flags(model, plan.modules if training else plan.eval_modules))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(paths.tracked())
-        inputs, leaf = _differentiable(inputs)
-        captured = stack.enter_context(_EmbeddingLeaf(model)) if leaf is None else None
+        embeds = any(isinstance(module, nn.Embedding) for module in model.modules())
+        inputs, leaf = _differentiable(inputs, only_floats=embeds)
+        captured = stack.enter_context(_EmbeddingLeaf(model, inputs)) if leaf is None else None
         stack.enter_context(interceptor)
         logits = forward(inputs)
     return _Pass(logits, leaf if captured is None else captured.leaf, interceptor)
@@ -156,27 +158,36 @@ class _NeutralPass(DrawInterceptor):
             self._masks[id(result)] = (result, key)
 
 
-def _differentiable(inputs: Any) -> tuple[Any, Tensor | None]:
-    """Inputs with the first floating-point tensor made a leaf, and that leaf (None: there is none)."""
+def _differentiable(inputs: Any, *, only_floats: bool) -> tuple[Any, Tensor | None]:
+    """Inputs with the first floating-point tensor made a leaf, and that leaf (None: there is none).
+
+    With `only_floats` nothing is done if one of the inputs is of integers: token ids, whose embedding is taken.
+    """
+    items = _items(inputs)
+    floating = [key for key, value in items.items() if value.is_floating_point()]
+    if not floating or (only_floats and len(floating) < len(items)):
+        return inputs, None
+    leaf = items[floating[0]].detach().clone().requires_grad_()
+    items[floating[0]] = leaf
     if isinstance(inputs, Tensor):
-        if not inputs.is_floating_point():
-            return inputs, None
-        leaf = inputs.detach().clone().requires_grad_()
         return leaf, leaf
-    items = list(inputs.items()) if isinstance(inputs, dict) else list(enumerate(inputs))
-    if any(not value.is_floating_point() for _, value in items):
-        return inputs, None  # token ids: the embedding output is the input
-    first, value = items[0]
-    items[0] = first, (leaf := value.detach().clone().requires_grad_())
-    return (dict(items) if isinstance(inputs, dict) else tuple(v for _, v in items)), leaf
+    return (items if isinstance(inputs, dict) else tuple(items.values())), leaf
+
+
+def _items(inputs: Any) -> dict[Any, Tensor]:
+    """Tensors of the inputs by name or place."""
+    if isinstance(inputs, Tensor):
+        return {0: inputs}
+    return dict(inputs) if isinstance(inputs, dict) else dict(enumerate(inputs))
 
 
 class _EmbeddingLeaf:
-    """Makes the output of the first embedding that runs a leaf: the input of a model that takes token ids."""
+    """Makes the output of the embedding of the model's own ids a leaf: the input of a model that takes token ids."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.leaf: Tensor | None = None
         self._model = model
+        self._ids = [tensor for tensor in _items(inputs).values() if not tensor.is_floating_point()]
         self._handles: list[Any] = []
 
     def __enter__(self) -> _EmbeddingLeaf:
@@ -189,8 +200,13 @@ class _EmbeddingLeaf:
         for handle in self._handles:
             handle.remove()
 
-    def _capture(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
-        if self.leaf is not None:
+    def _capture(self, _module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if self.leaf is not None or not any(_same_ids(args[0], ids) for ids in self._ids):
             return None
         self.leaf = output.detach().requires_grad_()
         return self.leaf
+
+
+def _same_ids(used: Tensor, given: Tensor) -> bool:
+    """Whether an embedding looks up the ids that the model was given, perhaps changed on the way; not positions."""
+    return used.data_ptr() == given.data_ptr() or (used.dim() > 1 and used.shape[0] == given.shape[0] > 1)

@@ -54,7 +54,7 @@ class Prediction(Probe):
             predicted = (rate / (1 - rate) * squares).cpu()  # 2 R_site
             self._by_site.add(_label(key), plain(predicted))
             total += predicted
-        if by_site or not self._unpredictable:  # where nothing could be predicted, 0 would be a lie
+        if by_site or not (self._plan and self._plan.stochastic):  # where nothing is predicted, 0 would be a lie
             self.kept.add("predicted_epkl", plain(total))
 
     def merge(self, other: Prediction) -> None:
@@ -65,7 +65,8 @@ class Prediction(Probe):
 
     def derive(self, columns: Mapping[str, Column]) -> dict[str, Column]:
         """Measured over predicted, where every site is predicted."""
-        if self._unpredictable or "epkl" not in columns or "predicted_epkl" not in columns:
+        hidden = self._plan is not None and (self._plan.erratic or self._plan.uncontrolled)
+        if self._unpredictable or hidden or "epkl" not in columns or "predicted_epkl" not in columns:
             return {}
         ratio = ratio_column(columns["epkl"], columns["predicted_epkl"])
         return {} if ratio is None else {"epkl_over_predicted": ratio}

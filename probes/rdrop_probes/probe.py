@@ -98,12 +98,14 @@ class Probe(ABC):
 class SubModelProbe(Probe):
     """A probe of functions of sums over sub-models: one estimator, jackknifed over blocks of sub-models.
 
-    `bias_corrected` names the metrics whose plug-in estimate is biased in K, `proportions` those that are
+    `bias_corrected` names the metrics whose plug-in estimate is biased in K, `squared` those that are
+    the root of a mean of what `estimate` gives, `proportions` those that are
     shares of hits.
     """
 
     bias_corrected: ClassVar[frozenset[str]] = frozenset()
     proportions: ClassVar[frozenset[str]] = frozenset()
+    squared: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
@@ -112,8 +114,10 @@ class SubModelProbe(Probe):
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Estimate from all sub-models and without each block."""
         for name, jackknife in self.jackknife(batch, sums, sums.blocks).items():
-            corrected, proportion = name in self.bias_corrected, name in self.proportions
-            self.kept.add(name, jackknife.column(corrected=corrected, proportion=proportion))
+            column = jackknife.column(corrected=name in self.bias_corrected, proportion=name in self.proportions)
+            column.squared = name in self.squared
+            column.tabulated = not column.squared
+            self.kept.add(name, column)
 
     def jackknife(self, batch: EvalBatch, sums: BlockSums, blocks: int) -> dict[str, Jackknife]:
         """Estimates over the first `blocks` blocks, with and without each of them."""

@@ -97,7 +97,10 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointResult:
-    """Everything measured on one checkpoint. `reliability` has the keys eval, sub and mean."""
+    """Everything measured on one checkpoint.
+
+    `stochastic` is whether train mode draws anything; `reliability` has the keys eval, sub and mean.
+    """
 
     name: str
     path: str | None
@@ -106,6 +109,7 @@ class CheckpointResult:
     architecture: str
     training: dict[str, Scalar] = field(default_factory=dict)
     strategy: str = ""
+    stochastic: bool = True
     sites: list[SiteRecord] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
     convergence: list[ConvergencePoint] = field(default_factory=list)

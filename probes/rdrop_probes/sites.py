@@ -77,7 +77,7 @@ class SitePlan:
             return "what the model runs is decided at random"
         if self.varying:
             return "what the model draws depends on the data"
-        return "the model draws from a generator of its own" if self.uncontrolled else ""
+        return "two passes under the same masks differ" if self.uncontrolled else ""
 
     @property
     def shared_by_batch(self) -> list[Site]:

@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Training flags, buffers and global random state are afterwards as before, whatever happens inside.
+    """Training flags, attributes, buffers and global random state are afterwards as before, whatever happens.
 
     Inside, the fused path of `nn.TransformerEncoder` and `nn.MultiheadAttention`, which skips dropout, is off,
     and so are the fused attention kernels, whose masks cannot be supplied and which have no second derivative.
@@ -25,6 +25,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
         stack.enter_context(buffers_kept(model))
+        stack.enter_context(attributes_kept(model))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(flags(model, [m for m in model.modules() if m.training]))
         try:
@@ -55,26 +56,39 @@ class Buffers:
 
     def __init__(self, model: nn.Module) -> None:
         self.changed: set[str] = set()
-        self._model = model
         self._found = [
-            (path, module, name, buffer, buffer.clone())
+            (f"{path}.{name}".lstrip("."), module, name, buffer, buffer.clone())
             for path, module in model.named_modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        self._versions = [_version(buffer) for *_, buffer, _ in self._found]
 
     def restore(self) -> None:
         """Put back every tensor and value; `changed` remembers the names of those that needed it."""
-        for i, (path, module, name, buffer, value) in enumerate(self._found):
-            if module._buffers.get(name) is buffer and self._versions[i] == _version(buffer) is not None:
-                continue
-            module._buffers[name] = buffer
-            if not torch.equal(buffer, value):
-                self.changed.add(f"{path}.{name}".lstrip("."))
+        for path, module, name, buffer, value in self._found:
+            if module._buffers.get(name) is not buffer:
+                self.changed.add(path)
+                module._buffers[name] = buffer
+            if not torch.equal(buffer, value):  # by value: changes through .data leave no other trace
+                self.changed.add(path)
                 with torch.no_grad():
                     buffer.copy_(value)
-            self._versions[i] = _version(buffer)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Every module's attributes are on exit the objects that they were, also those that a pass or `eval()` sets."""
+    found = [(module, dict(vars(module))) for module in model.modules()]
+    was_training = model.training
+    overridden = any(type(m).train is not nn.Module.train for m in model.modules())
+    try:
+        yield
+    finally:
+        if overridden:  # what train() does may reach further than attributes
+            model.train(was_training)
+        for module, attributes in found:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 @contextmanager
@@ -97,11 +111,6 @@ def seed_foreign(*key: int) -> None:
     """Seed Python's and NumPy's global generators."""
     random.seed(repr(key))
     np.random.seed(zlib.crc32(repr(key).encode()))  # noqa: NPY002 - models that use it use the global one
-
-
-def _version(tensor: Tensor) -> int | None:
-    """Counter of in-place changes; None where a tensor keeps none."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

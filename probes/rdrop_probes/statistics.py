@@ -37,22 +37,24 @@ class Spread:
 
 
 def metric(column: Column, *, unit: str, shared_masks: bool, level: float = LEVEL) -> Metric:
-    """Mean of a column with its intervals; n counts the finite values, the others are left out."""
+    """Mean of a column (its root, for squares) with its intervals; n counts the finite values, others are left out."""
     values = column.values[column.finite]
     if not len(values):
         return Metric(estimate=None, level=level, unit=unit, n=0)
     estimate = float(values.mean())
     low, high = _interval(column, estimate, shared_masks=shared_masks, level=level)
     mask = mask_spread(column, shared_masks=shared_masks).half_width(level)
+    mask_bounds = (None, None) if mask is None else (estimate - mask, estimate + mask)
+    shown = [_signed_root(x) if column.squared and x is not None else x for x in (estimate, low, high, *mask_bounds)]
     return Metric(
-        estimate=estimate,
-        low=low,
-        high=high,
+        estimate=shown[0],
+        low=shown[1],
+        high=shown[2],
         level=level,
         unit=unit,
         n=len(values),
-        mask_low=None if mask is None else estimate - mask,
-        mask_high=None if mask is None else estimate + mask,
+        mask_low=shown[3],
+        mask_high=shown[4],
     )
 
 
@@ -67,7 +69,7 @@ def compare(
 ) -> Comparison:
     """Candidate minus reference on the same examples: difference, ratio, intervals and a paired t test.
 
-    Examples where either value is not finite are left out of all of it.
+    Examples where either value is not finite are left out of all of it. Columns of squares are compared as such.
 
     Raises:
         ValueError: the columns are of different examples.
@@ -81,24 +83,26 @@ def compare(
     spread = sample_spread(b - a, blocks)
     difference = float((b - a).mean()) if len(a) else None
     half = spread.half_width(level) if len(a) else None
-    if half == 0 and ref.proportion and cand.proportion:
+    proportions = ref.proportion and cand.proportion
+    if half == 0 and proportions:
         half = _never_seen(len(a), level)
+    bound = 1.0 if proportions else np.inf  # no share differs by more than 1
     ratio, ratio_low, ratio_high = _ratio(a, b, (ref, cand) if shared_masks else None, level)
     return Comparison(
         metric=name,
         reference=ref_name,
         candidate=cand_name,
         difference=difference,
-        low=None if half is None or difference is None else difference - half,
-        high=None if half is None or difference is None else difference + half,
+        low=None if half is None or difference is None else max(difference - half, -bound),
+        high=None if half is None or difference is None else min(difference + half, bound),
         ratio=ratio,
         ratio_low=ratio_low,
         ratio_high=ratio_high,
-        p_value=_p_value(difference, spread),
+        p_value=_p_value(difference, spread, len(a)),
         p_adjusted=None,
         test="paired t test" if blocks is None else "t test crossed over examples and sub-models",
         level=level,
-        unit=unit,
+        unit=f"{unit}²" if ref.squared else unit,
         n=len(a),
     )
 
@@ -166,6 +170,11 @@ def ratio_column(numerator: Column, denominator: Column) -> Column | None:
     )
 
 
+def _signed_root(x: float) -> float:
+    """Root with the sign of its argument: an unbiased square is negative now and then where the truth is near 0."""
+    return sqrt(x) if x >= 0 else -sqrt(-x)
+
+
 def _never_seen(n: int, level: float) -> float:
     """Wilson's upper bound on how often happens what did not happen in n trials: two models that never disagreed."""
     return float(stats.binomtest(0, n).proportion_ci(level, method="wilson").high)
@@ -214,11 +223,11 @@ def _difference_of_blocks(ref: Column, cand: Column, times: float = 1.0) -> Floa
     return b - times * a if len(a) == len(b) else np.empty(0)
 
 
-def _p_value(difference: float | None, spread: Spread) -> float | None:
+def _p_value(difference: float | None, spread: Spread, n: int) -> float | None:
     if difference is None or spread.df <= 0:
         return None
     if spread.variance == 0:
-        return 1.0 if difference == 0 else 0.0
+        return 1.0 if difference == 0 else 2.0 ** (1 - n)  # all alike: the sign test
     return float(2 * stats.t.sf(abs(difference) / sqrt(spread.variance), spread.df))
 
 

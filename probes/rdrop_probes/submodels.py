@@ -31,6 +31,10 @@ class Chunk:
     logits: Tensor
 
 
+class StrategyError(ValueError):
+    """The strategy that was insisted on cannot run the model, or not rightly."""
+
+
 class SubModels:
     """The `count` sub-models of a model.
 
@@ -69,6 +73,7 @@ class SubModels:
         self._paths = ModulePaths(model)
         self._fired: set[SiteKey] = set()
         self._ran = False
+        self._chosen = False
         self._buffers = Buffers(model)
 
     def eval_logits(self, inputs: Any, n: int, item: int) -> Tensor:
@@ -79,10 +84,10 @@ class SubModels:
         """Logits of all sub-models on one batch (work item `item`) of `n` examples, a chunk at a time.
 
         Raises:
-            SilentSiteError: nothing was drawn although the model has dropout.
+            StrategyError: vmap was insisted on and does not reproduce the loop.
         """
         self._ran = True
-        if self.strategy == "auto":
+        if not self._chosen:
             self._choose(inputs, n, item)
         step = self._chunk if self.strategy == "vmap" else 1
         for start in range(0, self.count, step):
@@ -109,6 +114,14 @@ class SubModels:
 
     def _choose(self, inputs: Any, n: int, item: int) -> None:
         """Take vmap if two sub-models come out as in the loop, the loop otherwise; remember why."""
+        self._chosen = True
+        wanted = self.strategy
+        if wanted != "loop":
+            self._try_vmap(inputs, n, item)
+        if wanted == "vmap" and self.strategy == "loop":
+            raise StrategyError(f"the strategy vmap does not do for this model: {self.reason}")
+
+    def _try_vmap(self, inputs: Any, n: int, item: int) -> None:
         if reason := self._plan.needs_loop:
             self.strategy, self.reason = "loop", reason
             return

@@ -167,6 +167,16 @@ def logit_shift(batch: EvalBatch, logits: Tensor, _log_p: Tensor) -> Tensor:
     return torch.where(torch.isneginf(logits) & torch.isneginf(z), 0.0, logits - z)
 
 
+def logit_shift_square(batch: EvalBatch, logits: Tensor, log_p: Tensor) -> Tensor:
+    """Squared norm of z_k - z_0 over classes [k, N]."""
+    return logit_shift(batch, logits, log_p).square().sum(-1)
+
+
+def label_ratio(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """p_k(label) / p_0(label) [k, N], at most e^700; NaN where there is no label."""
+    return (nll(batch.log_p, batch.labels) - nll(log_p, batch.labels)).clamp(max=700).exp()
+
+
 def negative_log_likelihood(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
     """-log p_k(label) [k, N] in nats; NaN where there is no label."""
     return nll(log_p, batch.labels)

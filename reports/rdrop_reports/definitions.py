@@ -130,8 +130,10 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
             "Share of pairs of sub-models that predict different classes.", "share", "lower", R_DROP,
         ),
         "expectation_linearity": Definition(
-            "Expectation-linearity gap", "‖E zₖ(x) − z₀(x)‖₂ on the logits z",
-            "Distance between the mean logits with dropout on and the logits with dropout off: the inference gap.",
+            "Expectation-linearity gap", "√ mean over x of ‖E zₖ(x) − z₀(x)‖₂² on the logits z",
+            "Distance between the mean logits with dropout on and those with dropout off, the inference gap: root mean "
+            "square over examples, the square estimated without bias from pairs of sub-models. Differences between "
+            "checkpoints are of the square.",
             "plain", "lower", MA,
         ),
         "jacobian_logits": Definition(

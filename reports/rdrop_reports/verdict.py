@@ -78,8 +78,8 @@ def caveats(record: RunRecord) -> list[str]:
 
 
 def has_dropout(checkpoint: CheckpointResult) -> bool:
-    """Whether any site draws with a rate that is not 0."""
-    return any(site.rate != 0 for site in checkpoint.sites)
+    """Whether train mode draws anything."""
+    return checkpoint.stochastic
 
 
 def _is_compared(record: RunRecord) -> bool:

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 from rdrop_probes.gap import Gap
+from rdrop_probes.statistics import compare, metric
 
 N, K, C = 7, 6, 4
 LABELS = torch.tensor([0, 1, 2, 3, -100, 1, -100])
@@ -51,26 +52,55 @@ def test_the_mean_models_divergence_is_the_jackknifed_plug_in(columns, logits):
         assert columns["kl_mean_to_eval"].values[n] == pytest.approx(jackknifed, rel=1e-9, abs=1e-12)  # float64
 
 
-def test_expectation_linearity_is_the_jackknifed_plug_in(columns, logits):
+def shown(column):
+    return metric(column, unit="logits", shared_masks=False)
+
+
+def test_expectation_linearity_is_the_root_of_mean_products_over_pairs(columns, logits):
     z0, z = (t.numpy() for t in logits)
-    for n in range(N):
-        without = [np.linalg.norm(z[[k for k in range(K) if k != left], n].mean(0) - z0[n]) for left in range(K)]
-        jackknifed = K * np.linalg.norm(z[:, n].mean(0) - z0[n]) - (K - 1) * np.mean(without)
-        assert columns["expectation_linearity"].values[n] == pytest.approx(jackknifed, rel=1e-9)  # float64 rounding
+    products = [(z[i, n] - z0[n]) @ (z[j, n] - z0[n]) for n in range(N) for i in range(K) for j in range(K) if i != j]
+    expected = np.sign(np.mean(products)) * abs(np.mean(products)) ** 0.5
+    assert shown(columns["expectation_linearity"]).estimate == pytest.approx(expected, rel=1e-9)  # float64 rounding
 
 
-def test_the_jackknife_takes_the_bias_of_expectation_linearity_away_where_the_shift_is_clear(summed):
-    n, k, shift = 4000, 8, 3.0
-    z0 = torch.zeros(n, 5, dtype=torch.float64)
-    z = torch.randn(k, n, 5, dtype=torch.float64)
+def linearity(summed, spread, shift, n=4000, k=8):
+    z = spread * torch.randn(k, n, 5, dtype=torch.float64)
     z[..., 0] += shift
     probe = Gap()
-    probe.update(*summed(probe.terms, z0, z))
-    values = probe.outcome().columns.columns["expectation_linearity"].values
-    plug_in = (z.mean(0) - z0).norm(dim=1).numpy()
-    error = values.std() / np.sqrt(n)
-    assert (plug_in.mean() - shift) / error > 10  # the plug-in is too high, visibly
-    assert abs(values.mean() - shift) / error < 4
+    probe.update(*summed(probe.terms, torch.zeros(n, 5, dtype=torch.float64), z))
+    return probe.outcome().columns.columns["expectation_linearity"]
+
+
+def test_expectation_linearity_of_a_clear_shift_is_its_size(summed):
+    column = linearity(summed, 1.0, 3.0)
+    assert abs(column.values.mean() - 9) / (column.values.std() / np.sqrt(len(column.values))) < 4
+    found = shown(column)
+    assert found.low < 3 < found.high
+
+
+def test_where_there_is_no_shift_less_spread_is_no_smaller_expectation_linearity(summed):
+    wide, narrow = (linearity(summed, spread, 0.0, n=450, k=32) for spread in (1.0, 0.8))
+    for column in (wide, narrow):
+        assert abs(column.values.mean()) / (column.values.std() / np.sqrt(450)) < 4
+        assert shown(column).low < 0.2
+    found = compare("expectation_linearity", ("a", wide), ("b", narrow), unit="logits", shared_masks=False)
+    assert found.p_value > 1e-3
+    assert found.unit == "logits²"
+
+
+def test_the_nll_of_the_mean_is_finite_where_its_probability_underflows(summed):
+    scale, labels = 3000.0, torch.randint(0, C, (N,))
+    z0 = scale * torch.randn(N, C, dtype=torch.float64)
+    z = z0 + 0.1 * scale * torch.randn(K, N, C, dtype=torch.float64)
+    probe = Gap()
+    probe.update(*summed(list(probe.terms_for(labels=True)), z0, z, labels))
+    log_p = torch.log_softmax(z, -1)[:, torch.arange(N), labels]
+    expected = float(np.log(K)) - torch.logsumexp(log_p, 0)
+    found = probe.outcome().columns.columns["nll_mean"].values
+    # beyond e^700 times the eval model's probability the ratio is cut
+    close = (expected < 700) | ((log_p - torch.log_softmax(z0, -1)[torch.arange(N), labels]).max(0).values < 700)
+    assert np.isfinite(found).all()
+    assert found[close] == pytest.approx(expected[close].numpy(), rel=1e-9)
 
 
 def test_flips_and_disagreement_count_votes(columns, logits):

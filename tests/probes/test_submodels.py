@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name it goes by
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from rdrop_probes.discovery import keeps_statistics
@@ -19,6 +20,7 @@ from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.statistics import mask_spread
+from rdrop_probes.submodels import StrategyError
 
 N, C = 12, 3
 
@@ -835,3 +837,131 @@ def test_a_model_without_a_derivative_loses_the_gradient_probes_only(measured):
     found = measured(Detached(), torch.randn(20, 6), [PairwiseKL, Jacobian, Prediction], sub_models=4)
     assert "jacobian, prediction left out" in found.findings["gradients_unavailable"]
     assert set(found.columns) == set(PairwiseKL.units)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.2])
+def test_layers_kept_by_a_bernoulli_draw_have_their_dropout_found(measured, keep):
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.drop = nn.Linear(5, 8), nn.Linear(8, C), nn.Dropout(0.4)
+
+        def forward(self, x):
+            h = F.relu(self.body(x))
+            if not self.training or torch.empty(1).bernoulli_(keep).item():
+                h = self.drop(h)
+            return self.head(F.dropout(h, 0.1, self.training))
+
+    found = measured(Kept(), torch.randn(N, 5), [PairwiseKL], sub_models=4)
+    assert found.plan.erratic
+    assert ("drop", 0) in found.plan.sites
+
+
+def second_dropout_for_large_inputs(m, x):
+    h = F.dropout(m.body(x), 0.1, m.training)
+    return m.head(m.drop(h) if bool(x.abs().max() > 10) else h)
+
+
+def test_further_dropout_on_later_data_is_an_error_too(measured):
+    x = torch.randn(80, 5)
+    x[70, 0] = 11.0
+    with pytest.raises(SilentSiteError, match="dropout at drop draws on examples 40 to 79"):
+        measured(
+            Written(second_dropout_for_large_inputs, drop=nn.Dropout(0.6)), x, [PairwiseKL], sub_models=4, batch=40
+        )
+
+
+def test_jacobians_of_checkpointed_parts_are_those_of_the_eval_model(measured):
+    def forward(m, x):
+        part = lambda h: m.drop(F.relu(m.body(h)))  # noqa: E731 - what users pass to checkpoint
+        return m.head(torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False))
+
+    model, x = Written(forward, drop=nn.Dropout(0.5)), torch.randn(N, 5)
+    plain = Written(dropped, drop=nn.Dropout(0.5))
+    plain.body, plain.head = model.body, model.head
+    expected = measured(plain, x, [Jacobian], sub_models=2).columns["jacobian_logits"].values
+    for probes in ([Jacobian], [Jacobian, Prediction]):
+        found = measured(model.train(), x, probes, sub_models=2).columns["jacobian_logits"].values
+        assert found == pytest.approx(expected, rel=1e-5)  # float32
+
+
+def test_rates_that_differ_between_elements_are_no_rate(measured):
+    keep = torch.linspace(0.2, 0.9, 8)
+
+    def forward(m, x):
+        h = F.relu(m.body(x))
+        return m.head(h * torch.bernoulli(keep.expand_as(h)) / keep) if m.training else m.head(h)
+
+    found = measured(Written(forward), torch.randn(N, 5), [PairwiseKL, Prediction], sub_models=4)
+    assert found.plan.sites["", 0].rate is None
+    assert "predicted_epkl" not in found.columns
+    assert found.columns["epkl"].values.mean() > 1e-6
+
+
+class Scaled(Written):
+    """Its own train() sets more than flags."""
+
+    def train(self, mode=True):
+        self.scale = 1.0 if mode else 0.7
+        return super().train(mode)
+
+
+def scaled(m, x):
+    return m.head(m.drop(F.relu(m.body(x)))) * m.scale
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_what_an_overridden_train_sets_is_eval_s_while_measured_and_as_found_afterwards(measured, mode):
+    model, x, labels = Scaled(scaled, drop=nn.Dropout(0.3)), torch.randn(N, 5), torch.randint(0, C, (N,))
+    with torch.no_grad():
+        expected = F.cross_entropy(model.eval()(x).double(), labels, reduction="none")
+    model.train(mode)
+    scale, attributes = model.scale, {name: id(value) for name, value in vars(model).items()}
+    found = measured(model, x, [Gap], labels, sub_models=4)
+    assert found.columns["nll_eval"].values == pytest.approx(expected.numpy(), rel=1e-6)  # float32 logits
+    assert model.scale == scale
+    assert {name: id(value) for name, value in vars(model).items()} == attributes
+
+
+def test_buffers_changed_behind_autograds_back_are_put_back(measured):
+    class Lerp(Counting):
+        def forward(self, x):
+            if self.training:
+                self.centre.data.lerp_(x.mean(0), 0.5)
+            return self.head(F.dropout(F.relu(self.body(x - self.centre)), 0.3, self.training))
+
+    model, x = Lerp(), torch.randn(N, 5)
+    found = measured(model, x, [PairwiseKL], sub_models=4)
+    assert model.centre.tolist() == [0.0] * 5
+    assert "buffers_change" in found.findings
+    assert "uncontrolled_randomness" not in found.findings
+
+
+def test_the_input_of_a_token_model_is_the_tokens_embedding_whatever_runs_first(measured):
+    def positions_first(m, ids):
+        h = m.pos(torch.arange(ids.shape[1])) + m.tok(ids)
+        return m.head(m.drop(F.relu(m.body(h.mean(1)))))
+
+    def tokens_first(m, ids):
+        h = m.tok(ids) + m.pos(torch.arange(ids.shape[1]))
+        return m.head(m.drop(F.relu(m.body(h.mean(1)))))
+
+    modules = {"tok": nn.Embedding(9, 5), "pos": nn.Embedding(N, 5), "drop": nn.Dropout(0.3)}
+    model, ids = Written(positions_first, **modules), torch.randint(0, 9, (N, N))
+    first = measured(model, ids, [Jacobian], sub_models=2).columns["jacobian_logits"].values
+    model._written = tokens_first
+    assert first == pytest.approx(measured(model, ids, [Jacobian], sub_models=2).columns["jacobian_logits"].values)
+
+
+def test_floats_beside_integers_are_the_input_of_a_model_without_embeddings(measured):
+    def lengths(m, x, n):
+        return m.head(m.drop(F.relu(m.body(x)))) / n[:, None]
+
+    model, inputs = Written(lengths, drop=nn.Dropout(0.3)), (torch.randn(N, 5), torch.full((N,), 2))
+    assert "jacobian_logits" in measured(model, inputs, [Jacobian], sub_models=2).columns
+
+
+def test_vmap_is_not_insisted_on_where_it_is_wrong(measured):
+    for model in (Written(recurrent, rnn=nn.LSTM(8, 8, 2, dropout=0.4, batch_first=True)), Written(from_numpy)):
+        with pytest.raises(StrategyError, match="vmap does not do for this model"):
+            measured(model, torch.randn(N, 5), [PairwiseKL], sub_models=4, strategy="vmap")

@@ -240,7 +240,7 @@ def without_dropout(record: RunRecord) -> RunRecord:
     zero = {"epkl", "flip_rate", "disagreement", "kl_sub_to_eval", "kl_eval_to_sub", "kl_mean_to_eval"}
     checkpoints = [
         replace(
-            c, sites=[], site_predictions=[], convergence=[],
+            c, stochastic=False, sites=[], site_predictions=[], convergence=[],
             metrics={k: replace(m, estimate=0.0, low=None, high=None, mask_low=None, mask_high=None) if k in zero else m
                      for k, m in c.metrics.items()},
         )
