@@ -19,7 +19,7 @@ from rdrop_analysis.tasks import call
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch, counted from 1: means over its examples of the loss and of its terms.
+    """One epoch, counted from 1: means of the loss and of its terms over batches, weighted by their examples.
 
     loss = fit + alpha * consistency; without R-Drop there is one pass, and `consistency` is None.
     """

@@ -46,6 +46,10 @@ def gradient_pass(
     if reason is not None:
         return GradientPass(plain.logits, plain.leaf, {}, dict.fromkeys(plan.sites, reason), generator)
     noted, reasons = _usable(plan, neutral.notes, n)
+    with flags(model, plan.eval_modules):
+        for key in _entangled(neutral.logits, noted):
+            reasons[key] = "which examples its mask belongs to cannot be told"
+            del noted[key]
     return GradientPass(neutral.logits, neutral.leaf, noted, reasons, generator)
 
 
@@ -93,6 +97,17 @@ def _usable(plan: SitePlan, notes: _NeutralPass, n: int) -> tuple[dict[SiteKey, 
         else:
             noted[key] = NotedMask(*entry, batch_dim=site.batch_dim, n=n)
     return noted, reasons
+
+
+def _entangled(logits: Tensor, noted: dict[SiteKey, NotedMask]) -> list[SiteKey]:
+    """Sites whose mask for other examples moves the first example's output: they are laid out in another way."""
+    if not noted or len(logits) < 2:
+        return []
+    keys = list(noted)
+    outs = [noted[key].out for key in keys]
+    gradients = torch.autograd.grad(logits[0].sum(), outs, retain_graph=True, allow_unused=True)
+    by_site = zip(keys, gradients, strict=True)
+    return [key for key, g in by_site if g is not None and noted[key].mask_gradient(g)[1:].any()]
 
 
 def _forward(

@@ -2,8 +2,9 @@
 
 With masks drawn per example the per-example values are independent, so Student's t over examples gives the
 interval for new data. With masks shared by all examples the sub-models are a second sample, crossed with the
-examples: their variances add, less the part counted twice (Cameron, Gelbach and Miller 2011, two-way
-clustering), with Satterthwaite's degrees of freedom. The mask-only interval is for these very examples.
+examples: their variances add (Cameron, Gelbach and Miller 2011, two-way clustering), with Satterthwaite's
+degrees of freedom. The part of a metric's variance that is counted twice is taken off; of a difference it is
+not known, which makes its interval a little wide. The mask-only interval is for these very examples.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rdrop_probes.columns import Column, Floats
 from rdrop_probes.records import Comparison, Metric
 
 LEVEL = 0.95
-MAX_LOG_RATIO = 20.0  # an interval wider than e^20 either way says nothing
+MAX_LOG_RATIO = 5.0  # an interval wider than a factor of 148 either way says nothing
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def _interval(
 ) -> tuple[float | None, float | None]:
     values = column.values[column.finite]
     n = len(values)
-    if column.proportion and np.isin(values, (0.0, 1.0)).all() and n > 1:
+    crossed = shared_masks and column.leave_out is not None
+    if column.proportion and not crossed and np.isin(values, (0.0, 1.0)).all() and n > 1:
         wilson = stats.binomtest(int(values.sum()), n).proportion_ci(level, method="wilson")
         return float(wilson.low), float(wilson.high)
     spread = sample_spread(values)

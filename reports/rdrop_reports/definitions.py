@@ -93,8 +93,8 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         ),
         "reverse_mutual_information": Definition(
             "Reverse mutual information", "mean over k of KL(p̄ ‖ pₖ)",
-            "Divergence of the sub-models from their mean, in the reverse order; it and the mutual information "
-            "add up to the EPKL, up to (K − 1)/K.",
+            "Divergence of the sub-models from their mean, in the reverse order; jackknifed over sub-models, it and "
+            "the mutual information add up to the EPKL.",
             "divergence", "lower", MALININ,
         ),
         "kl_sub_to_eval": Definition(
@@ -103,11 +103,11 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         ),
         "kl_eval_to_sub": Definition(
             "KL(eval ‖ sub)", "mean over k of KL(p₀ ‖ pₖ)",
-            "How far the eval model is from a sub-model.", "divergence", "lower", R_DROP,
+            "How far the eval model is from a sub-model.", "divergence", "lower", "",
         ),
         "kl_mean_to_eval": Definition(
             "KL(MC mean ‖ eval)", "KL(p̄ ‖ p₀)",
-            "What weight scaling loses against model averaging; jackknifed over sub-models.",
+            "What weight scaling loses against averaging endlessly many sub-models; jackknifed to that limit.",
             "divergence", "lower", MC_DROPOUT,
         ),
         **_per_mode(),
@@ -118,16 +118,16 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         ),
         "accuracy_gap": Definition(
             "Accuracy gap", "accuracy(p₀) − mean over k of accuracy(pₖ)",
-            "Accuracy with dropout off minus accuracy with dropout on.", "share", "zero", R_DROP,
+            "Accuracy with dropout off minus accuracy with dropout on.", "share", "zero", "",
         ),
         "flip_rate": Definition(
             "Flip rate", "P(argmax pₖ ≠ argmax p₀)",
             "Share of sub-model predictions that are not the prediction of the eval model.",
-            "share", "lower", R_DROP,
+            "share", "lower", "",
         ),
         "disagreement": Definition(
             "Disagreement", "P(argmax p₁ ≠ argmax p₂)",
-            "Share of pairs of sub-models that predict different classes.", "share", "lower", R_DROP,
+            "Share of pairs of sub-models that predict different classes.", "share", "lower", "",
         ),
         "expectation_linearity": Definition(
             "Expectation-linearity gap", "√ mean over x of ‖E zₖ(x) − z₀(x)‖₂² on the logits z",

@@ -326,3 +326,22 @@ def test_half_precision_does_not_hide_that_a_neutral_mask_is_not_the_eval_model(
     found = measured(model.eval(), torch.randn(N, 5).bfloat16(), [Prediction], sub_models=2)
     assert "not the eval model" in found.findings["not_predicted"]
     assert "predicted_epkl" not in found.columns  # a 0 would be a lie
+
+
+def test_a_mask_laid_out_time_first_is_not_ascribed_to_the_wrong_examples(measured):
+    class TimeFirst(nn.Module):
+        def __init__(self, time_first):
+            super().__init__()
+            self.body, self.head, self.drop = nn.Linear(5, 8), nn.Linear(8, 3), nn.Dropout(0.3)
+            self.time_first = time_first
+
+        def forward(self, x):  # [N, L, 5]
+            h = torch.tanh(self.body(x))
+            h = h.transpose(0, 1) if self.time_first else h
+            h = self.drop(h.reshape(-1, 8)).reshape(h.shape)
+            return self.head(h.mean(0 if self.time_first else 1))
+
+    x = torch.randn(40, 4, 5)
+    found = measured(TimeFirst(True), x, [Prediction], sub_models=2)
+    assert "which examples its mask belongs to" in found.findings["not_predicted"]
+    assert "not_predicted" not in measured(TimeFirst(False), x, [Prediction], sub_models=2).findings
