@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import get_args
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
+from rdrop_analysis.assembling import (
+    choose_reference,
+    comparisons,
+    data_record,
+    environment,
+    per_example_table,
+    run_findings,
+    tool_version,
+)
 from rdrop_analysis.data import Data
 from rdrop_analysis.datasets import load_data
 from rdrop_analysis.errors import DataError, RDropAnalysisError, UsageError
@@ -27,8 +32,8 @@ from rdrop_analysis.subjects import Entry, Models, entries
 from rdrop_analysis.tasks import TASKS
 from rdrop_probes.masks import Masks
 from rdrop_probes.measure import Settings
-from rdrop_probes.records import SCHEMA_VERSION, Comparison, DataRecord, Failure, Finding, RunRecord, Unit
-from rdrop_probes.statistics import LEVEL, adjust, compare
+from rdrop_probes.records import SCHEMA_VERSION, Failure, RunRecord, Unit
+from rdrop_probes.statistics import LEVEL
 from rdrop_probes.submodels import Strategy
 
 INTERRUPTED = 130
@@ -199,31 +204,23 @@ class _Run:
     def results(self, reference: str | None, config: dict[str, object], seconds: float) -> Results:
         if self.data is None or not self.measured:
             raise self.first or UsageError("nothing was measured")
-        chosen = _reference(self.measured, reference)
+        chosen = choose_reference(self.measured, reference)
         record = RunRecord(
             schema_version=SCHEMA_VERSION,
             tool={"name": "rdrop-analysis", "version": tool_version()},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
-            environment=_environment(self.device),
+            environment=environment(self.device),
             config=config,
-            data=_data_record(self.data, max(m.n_classes for m in self.measured)),
+            data=data_record(self.data, max(m.n_classes for m in self.measured)),
             checkpoints=[m.result for m in self.measured],
             reference=chosen.result.name if len(self.measured) > 1 else None,
-            comparisons=_comparisons(chosen, self.measured),
+            comparisons=comparisons(chosen, self.measured),
             examples=most_inconsistent(self.measured, self.data),
-            warnings=[*_run_findings(self.measured, reference), *(f for m in self.measured for f in m.findings)],
+            warnings=[*run_findings(self.measured, reference), *(f for m in self.measured for f in m.findings)],
             failures=self.failures,
         )
-        return Results(record, _per_example(self.measured, self.data))
-
-
-def tool_version() -> str:
-    """Version of the installed package."""
-    try:
-        return version("rdrop-analysis")
-    except PackageNotFoundError:
-        return "unknown"
+        return Results(record, per_example_table(self.measured, self.data))
 
 
 def _settings(sub_models: int, seed: int, masks: Masks, strategy: Strategy) -> Settings:
@@ -247,95 +244,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as problem:
         raise UsageError(f"device {name!r} is not available here: {str(problem).splitlines()[0]}") from problem
     return device
-
-
-def _reference(measured: Sequence[Measured], name: str | None) -> Measured:
-    """The one named if it was measured, else the first trained with alpha 0, else the first."""
-    wanted = [m for m in measured if m.result.name == name]
-    baselines = [m for m in measured if m.result.training.get("alpha") == 0]
-    return (wanted or baselines or list(measured))[0]
-
-
-def _run_findings(measured: Sequence[Measured], reference: str | None) -> list[Finding]:
-    """What the reader has to know of the run as a whole."""
-    findings = []
-    if reference is not None and reference not in [m.result.name for m in measured]:
-        chosen = _reference(measured, reference).result.name
-        text = f"the reference {reference} was not measured: {chosen} takes its place"
-        findings.append(Finding(code="reference_replaced", message=text))
-    if len(classes := {m.n_classes for m in measured}) > 1:
-        text = f"the checkpoints have different numbers of classes ({', '.join(map(str, sorted(classes)))})"
-        findings.append(Finding(code="different_classes", message=text))
-    return findings
-
-
-def _comparisons(reference: Measured, measured: Sequence[Measured]) -> list[Comparison]:
-    """Every other checkpoint against the reference, on every metric that both have."""
-    comparisons = []
-    for candidate in measured:
-        if candidate is not reference:
-            comparisons += adjust(_pairs(reference, candidate))
-    return comparisons
-
-
-def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
-    return [
-        compare(
-            name,
-            (reference.result.name, reference.columns[name]),
-            (candidate.result.name, candidate.columns[name]),
-            unit=candidate.measurement.units[name],
-            shared_masks=reference.measurement.shared_masks or candidate.measurement.shared_masks,
-        )
-        for name in candidate.result.metrics
-        if name in reference.columns
-    ]
-
-
-def _per_example(measured: Sequence[Measured], data: Data) -> pd.DataFrame:
-    """One row a checkpoint and example."""
-    labels = np.concatenate([_labels(piece.labels, len(piece)) for piece in data.pieces])
-    frames = []
-    for m in measured:
-        columns = {
-            name: m.columns[name].values
-            for name in m.result.metrics
-            if m.columns[name].tabulated and len(m.columns[name].values) == len(labels)
-        }
-        fixed = {
-            "checkpoint": m.result.name,
-            "example": np.arange(len(labels)),
-            "label": pd.array(labels, dtype="Int64"),
-            "prediction": m.measurement.predictions.numpy(),
-        }
-        frames.append(pd.DataFrame({**fixed, **columns}))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _labels(labels: torch.Tensor | None, n: int) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
-    values = np.full(n, None, dtype=object)
-    if labels is not None:
-        values[:] = [None if label < 0 else label for label in labels.tolist()]
-    return values
-
-
-def _data_record(data: Data, n_classes: int) -> DataRecord:
-    return DataRecord(
-        source=data.source,
-        n_examples=data.n_examples,
-        n_classes=n_classes,
-        has_labels=data.has_labels,
-        fingerprint=data.fingerprint,
-        class_names=data.class_names,
-    )
-
-
-def _environment(device: torch.device) -> dict[str, str | int | float | bool | None]:
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "threads": torch.get_num_threads(),
-    }
