@@ -149,7 +149,7 @@ class _Run:
                     Failure(checkpoint=e.name, message="interrupted", exit_code=INTERRUPTED) for e in named[place:]
                 ]
                 return
-            except Exception as problem:
+            except Exception as problem:  # a fault of ours must not lose what was measured before
                 if not self.keep_going:
                     raise
                 text = (

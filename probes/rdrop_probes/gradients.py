@@ -97,7 +97,6 @@ class NotedMask:
     """Result of multiplying by a mask, with the mask's shape and the dimension that holds the examples."""
 
     out: Tensor
-    version: int
     mask_shape: torch.Size
     batch_dim: int
     n: int

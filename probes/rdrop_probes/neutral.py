@@ -95,7 +95,7 @@ def _usable(plan: SitePlan, notes: _NeutralPass, n: int) -> tuple[dict[SiteKey, 
         elif not entry[0].requires_grad:
             reasons[key] = "no gradient reaches it"
         else:
-            noted[key] = NotedMask(*entry, batch_dim=site.batch_dim, n=n)
+            noted[key] = NotedMask(entry[0], entry[2], batch_dim=site.batch_dim, n=n)
     return noted, reasons
 
 
