@@ -23,7 +23,7 @@ from rdrop_analysis.assembling import (
 )
 from rdrop_analysis.data import Data
 from rdrop_analysis.datasets import load_data
-from rdrop_analysis.errors import DataError, RDropAnalysisError, UsageError
+from rdrop_analysis.errors import INTERRUPTED, DataError, RDropAnalysisError, UsageError
 from rdrop_analysis.files import printable
 from rdrop_analysis.gallery import most_inconsistent
 from rdrop_analysis.measuring import Measured, measure_subject
@@ -33,10 +33,9 @@ from rdrop_analysis.tasks import TASKS
 from rdrop_probes.masks import Masks
 from rdrop_probes.measure import Settings
 from rdrop_probes.records import SCHEMA_VERSION, Failure, RunRecord, Unit
+from rdrop_probes.registry import choose
 from rdrop_probes.statistics import LEVEL
 from rdrop_probes.submodels import Strategy
-
-INTERRUPTED = 130
 
 logger = logging.getLogger(__name__)
 
@@ -197,8 +196,6 @@ class _Run:
 
     def probes_run(self) -> list[str]:
         """Names of the probes that fitted the data."""
-        from rdrop_probes.registry import choose
-
         return [probe.name for probe in choose(None, labels=self.data is not None and self.data.has_labels)]
 
     def results(self, reference: str | None, config: dict[str, object], seconds: float) -> Results:

@@ -16,9 +16,7 @@ from rdrop_analysis.commands.inspect import inspect
 from rdrop_analysis.commands.report import report
 from rdrop_analysis.commands.sites import sites
 from rdrop_analysis.commands.train import train
-from rdrop_analysis.errors import RDropAnalysisError
-
-INTERRUPTED = 130
+from rdrop_analysis.errors import INTERRUPTED, RDropAnalysisError
 
 EPILOG = """\b
 Examples:

@@ -32,7 +32,8 @@ def fill_from_files(
 
     Raises:
         UsageError: a file is not TOML, or has an option that does not exist or does not fit.
-        UnsafeFileError: an rdrop.toml outside the current directory names code to run, without `trust_code`.
+        UnsafeFileError: an rdrop.toml outside the current directory names code to run or where to write,
+            without `trust_code`.
     """
     settings = dict(given)
     for path, table in _tables(checkpoints[0].parent):
@@ -94,8 +95,11 @@ def _in_place(path: Path, name: str, value: Any) -> Any:
 
 def _check_trusted(path: Path, name: str, value: Any, *, trust_code: bool) -> None:
     """A directory somebody else made must not get its code run by lying around: only the current one may."""
+    is_elsewhere = not trust_code and path.parent.resolve() != Path.cwd()
+    if is_elsewhere and name == "output":
+        raise UnsafeFileError(f"{path} chooses where to write ({value!r}): pass --output yourself, or --trust-code")
     is_code = name in ("model", "data") and isinstance(value, str) and ":" in value and not _is_built_in(value)
-    if is_code and not trust_code and path.parent.resolve() != Path.cwd():
+    if is_code and is_elsewhere:
         raise UnsafeFileError(
             f"{path} names code to run ({name} = {value!r}): pass --{name} yourself, or --trust-code if it is yours"
         )

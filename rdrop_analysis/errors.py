@@ -6,6 +6,8 @@ as unsafe, 4 unreadable checkpoint or data, 130 interrupted.
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+
 
 class RDropAnalysisError(Exception):
     """Base of every error that is reported as one line; `exit_code` is what the command line returns."""

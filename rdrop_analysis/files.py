@@ -10,6 +10,9 @@ from tempfile import TemporaryDirectory
 
 from rdrop_analysis.errors import DataError, RDropAnalysisError
 
+PICTURES = ("png", "svg", "pdf")
+FORMATS = ("html", *PICTURES, "json", "csv")
+
 
 def check_writable(directory: Path) -> None:
     """See that files can be made in a directory that may not be there yet, before any work is done for it.

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.files import check_writable, write_whole
+from rdrop_analysis.files import FORMATS, PICTURES, check_writable, write_whole
 from rdrop_probes.records import RunRecord, Unit, in_unit, read_record, to_json
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 PER_EXAMPLE = "per_example.csv"
-PICTURES = ("png", "svg", "pdf")
-FORMATS = ("html", *PICTURES, "json", "csv")
 DEFAULT_FORMATS = ("html", "png", "json", "csv")
 
 

@@ -259,6 +259,20 @@ def test_code_named_in_a_foreign_folder_is_not_run_unasked(project):
     assert Path("ran").exists()
 
 
+def test_a_foreign_folder_does_not_choose_what_is_overwritten(project):
+    folder = Path("downloaded")
+    folder.mkdir()
+    Path("baseline.pt").rename(folder / "baseline.pt")
+    (folder / "rdrop.toml").write_text('output = "precious"\n')
+    Path("precious").mkdir()
+    Path("precious/results.json").touch()
+    done = run("downloaded/baseline.pt", *COMMON)
+    assert done.exit_code == 3
+    assert "--output" in done.output
+    assert Path("precious/results.json").exists()
+    assert run("downloaded/baseline.pt", *COMMON, "--output", "mine").exit_code == 0
+
+
 def test_help_is_quick_and_loads_no_torch():
     code = (
         "import sys; from rdrop_analysis.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"

@@ -18,7 +18,7 @@ from rdrop_probes.neutral import gradient_pass
 from rdrop_probes.probe import Probe
 from rdrop_probes.sites import Forward, SilentSiteError, SitePlan
 from rdrop_probes.state import flags, preserved
-from rdrop_probes.submodels import Chunk, Strategy, SubModels
+from rdrop_probes.submodels import Chunk, Strategy, SubModels, first_line
 from rdrop_probes.terms import BlockSums, EvalBatch, vote
 
 GRADIENT_EXAMPLES = 64  # at most in a differentiable pass: rows of the Jacobian are kept for all its examples
@@ -227,8 +227,8 @@ class _Pass:
         try:
             self._share_gradients(item, batch, plan, takers)
         except Exception as problem:  # a model may have anything in it that autograd cannot follow
-            first = str(problem).splitlines()[0]
-            self._findings["gradients_unavailable"] = f"{', '.join(p.name for p in takers)} left out: {first}"
+            names = ", ".join(probe.name for probe in takers)
+            self._findings["gradients_unavailable"] = f"{names} left out: {first_line(problem)}"
             self._probes = [p for p in self._probes if p not in takers]
 
     def _share_gradients(self, item: int, batch: Batch, plan: SitePlan, takers: list[Probe]) -> None:

@@ -1,4 +1,4 @@
-"""Run a model as its sub-models and as its eval model, and leave it exactly as it was found.
+"""Run a model as its sub-models and as its eval model.
 
 Sub-models are run many at a time with `torch.func.vmap`: values stay unbatched until the first draw, so what
 lies before it runs once. A plain loop over sub-models is the fallback and the oracle; both draw the same masks.
@@ -130,7 +130,7 @@ class SubModels:
         try:
             batched = self._run_batched(inputs, n, ks, item)
         except Exception as error:  # whatever a model does that vmap cannot, the loop can
-            self.strategy, self.reason = "loop", f"vmap cannot run this model: {_first_line(error.__cause__ or error)}"
+            self.strategy, self.reason = "loop", f"vmap cannot run this model: {first_line(error.__cause__ or error)}"
             return
         if agree(batched, expected):
             self.strategy, self.reason = "vmap", "it reproduces the loop on the first batch"
@@ -175,5 +175,6 @@ class SubModels:
             yield
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What went wrong in one line; the kind of error where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from rdrop_analysis.commands.options import FORMATS, AutoInt, NameList, factory, model_and_data, output, verbosity
+from rdrop_analysis.commands.options import AutoInt, NameList, factory, model_and_data, output, verbosity
+from rdrop_analysis.errors import INTERRUPTED
+from rdrop_analysis.files import FORMATS
 
 
 @click.command()
@@ -51,7 +53,6 @@ def analyze(ctx: click.Context, /, checkpoints: tuple[Path, ...], trust_code: bo
 
 
 def _run(ctx: click.Context, checkpoints: tuple[Path, ...], settings: dict[str, Any]) -> None:
-    from rdrop_analysis.analysis import INTERRUPTED
     from rdrop_analysis.analysis import analyze as run
     from rdrop_analysis.files import check_writable
     from rdrop_analysis.terminal import progress_bars, show

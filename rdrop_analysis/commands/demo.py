@@ -19,7 +19,7 @@ ALPHAS = (0.0, 1.0, 5.0)
 def demo(ctx: click.Context, output: Path, seed: int, quiet: bool) -> None:
     """Train three small models on scikit-learn's digits and compare them.
 
-    alpha 0 is the baseline, 1 and 5 are R-Drop. Takes about a minute; checkpoints and report are
+    alpha 0 is the baseline, 1 and 5 are R-Drop. Takes less than a minute; checkpoints and report are
     left in the output directory.
     """
     from rdrop_analysis.commands.analyze import analyze

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("html", "png", "svg", "pdf", "json", "csv")
 MODEL_HELP = "What builds the module for a plain state dict: pkg.mod:callable or path/file.py:callable."
 DATA_HELP = (
     "What to measure on: digits, fashion-mnist, a .npz, .pt or .safetensors file with inputs (or x) and labels"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from rdrop_analysis.commands.options import FORMATS, NameList, verbosity
+from rdrop_analysis.commands.options import NameList, verbosity
+from rdrop_analysis.files import FORMATS
 
 
 @click.command()

@@ -7,12 +7,11 @@ from pathlib import Path
 import click
 
 from rdrop_analysis.commands.options import verbosity
-
-TASKS = ("digits", "fashion-mnist")
+from rdrop_analysis.recipes import RECIPES
 
 
 @click.command()
-@click.argument("task", type=click.Choice(TASKS))
+@click.argument("task", type=click.Choice(tuple(RECIPES)))
 @click.option("--alpha", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Weight of the KL.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), help="Default: the task's own.")
@@ -32,13 +31,12 @@ def train(
     alpha times the symmetric KL between the two outputs is added (R-Drop, Liang et al. 2021).
     """
     from rdrop_analysis.files import check_writable
-    from rdrop_analysis.recipes import find_recipe
     from rdrop_analysis.terminal import training_bar
     from rdrop_analysis.training import train as run
 
     path = output or Path(f"{task}-alpha{alpha:g}-seed{seed}.pt")
     check_writable(path.parent)
-    total = epochs or find_recipe(task).epochs
+    total = epochs or RECIPES[task].epochs
     with training_bar(f"{task}, alpha {alpha:g}", total, quiet=quiet) as advance:
         trained = run(task, alpha=alpha, seed=seed, epochs=epochs, output=path, progress=lambda e: advance(e.number))
     if not quiet:

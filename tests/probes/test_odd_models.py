@@ -398,3 +398,20 @@ def test_vmap_is_not_insisted_on_where_it_is_wrong(measured):
     for model in (Written(recurrent, rnn=nn.LSTM(8, 8, 2, dropout=0.4, batch_first=True)), Written(from_numpy)):
         with pytest.raises(StrategyError, match="vmap does not do for this model"):
             measured(model, torch.randn(N, 5), [PairwiseKL], sub_models=4, strategy="vmap")
+
+
+class Wordless(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, x):
+        return x * 1.0
+
+    @staticmethod
+    def backward(_ctx, _gradient):
+        raise NotImplementedError
+
+
+def test_an_error_without_words_in_the_backward_pass_loses_no_more_than_its_probes(measured):
+    model = Written(lambda m, x: Wordless.apply(m.head(m.drop(m.body(x)))), drop=nn.Dropout(0.3))
+    found = measured(model, torch.randn(20, 5), [PairwiseKL, Jacobian], sub_models=4, strategy="loop")
+    assert found.findings["gradients_unavailable"] == "jacobian left out: NotImplementedError"
+    assert set(found.columns) == set(PairwiseKL.units)
