@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdrop_probes.columns import Column, Floats, plain
+from rdrop_probes.columns import Column, Floats, as_floats
 from rdrop_probes.divergences import brier, hits
 from rdrop_probes.probe import Outcome, SubModelProbe
 from rdrop_probes.records import ReliabilityBin
@@ -52,6 +52,7 @@ class Calibration(SubModelProbe):
         super().__init__()
         self._bins: dict[str, list[Floats]] = {kind: [] for kind in KINDS}
         self._leave_out: dict[str, Floats | float] = dict.fromkeys(("sub", "mean"), 0.0)
+        self._by_row = True
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         """Brier score [N] of the sub-models (mean) and of their MC mean."""
@@ -64,22 +65,29 @@ class Calibration(SubModelProbe):
         if batch.labels is None:
             return
         totals = sums.total()
-        self.kept.add("brier_eval", plain(brier(batch.log_p, batch.labels)))
-        self._bins["eval"].append(bin_statistics(batch.log_p, batch.labels).cpu().numpy())
-        self._bins["sub"].append(totals.mean(binned).cpu().numpy())
-        mean = totals.mean(probability).log()
-        self._bins["mean"].append(bin_statistics(mean, batch.labels).cpu().numpy())
+        self.keep_plain(batch, "brier_eval", brier(batch.log_p, batch.labels))
+        self._bin(batch, "eval", bin_statistics(batch.log_p, batch.labels))
+        self._bin(batch, "sub", totals.mean(binned))
+        self._bin(batch, "mean", bin_statistics(totals.mean(probability).log(), batch.labels))
         if self.shared_masks:
-            others = sums.leave_one_out()
-            mean = others.mean(probability).log()
-            self._leave_out["sub"] += others.mean(binned).sum(1).cpu().numpy()  # [G, BINS, 3]
-            self._leave_out["mean"] += bin_statistics(mean, batch.labels).sum(1).cpu().numpy()
+            parts = list(sums.parts_left_out())
+            means = [bin_statistics(part.mean(probability).log(), batch.labels).sum(1) for part in parts]
+            self._leave_out["sub"] += as_floats(torch.cat([part.mean(binned).sum(1) for part in parts]))
+            self._leave_out["mean"] += as_floats(torch.cat(means))  # [G, BINS, 3]
+
+    def _bin(self, batch: EvalBatch, kind: str, bins: Tensor) -> None:
+        """Keep the bins [P, BINS, 3] by example, and how many rows each example has."""
+        by_example = self.examples.total(batch, f"bins/{kind}", bins.movedim(0, -1))
+        if by_example is not None:
+            self._bins[kind].append(as_floats(by_example.movedim(-1, 0)))
+            self._by_row = self._by_row and batch.owners is None
 
     def merge(self, other: Self) -> None:
         """Append another worker's examples."""
         super().merge(other)
         for kind, bins in other._bins.items():
             self._bins[kind].extend(bins)
+        self._by_row = self._by_row and other._by_row
         for kind, totals in other._leave_out.items():
             self._leave_out[kind] += totals
 
@@ -89,23 +97,25 @@ class Calibration(SubModelProbe):
         for kind, parts in self._bins.items():
             if parts:
                 bins = np.concatenate(parts)
-                self.kept.columns[f"ece_{kind}"] = ece_column(bins, self._leave_out.get(kind))
+                column = ece_column(bins, self._leave_out.get(kind), by_row=self._by_row)
+                self.kept.columns[f"ece_{kind}"] = column
                 tables[kind] = reliability(bins.sum(0))
         return Outcome(self.kept, {"reliability": tables})
 
 
-def ece_column(bins: Floats, leave_out: Floats | float | None = None) -> Column:
+def ece_column(bins: Floats, leave_out: Floats | float | None = None, *, by_row: bool = True) -> Column:
     """Column whose mean is the ECE, from each example's share in the bins [N, BINS, 3].
 
     `leave_out` has the bins' totals with each block of sub-models left out [G, BINS, 3], where masks are shared.
+    `by_row` says that each example is one row; else it has as many as its bins count.
     """
     gaps = bins[..., 1] - bins[..., 2]  # [N, BINS], confidence - hit
-    values = gaps @ np.sign(gaps.sum(0))
-    values[bins[..., 0].sum(1) == 0] = np.nan
-    column = Column(values, tabulated=False, floor=0.0)
+    counts = bins[..., 0].sum(1)
+    values = gaps @ np.sign(gaps.sum(0)) / np.where(counts == 0, np.nan, counts)
+    column = Column(values, tabulated=False, floor=0.0, weights=None if by_row else counts)
     if isinstance(leave_out, np.ndarray):
         column.leave_out = np.abs(leave_out[..., 1] - leave_out[..., 2]).sum(-1)
-        column.leave_out_n = int(column.finite.sum())
+        column.leave_out_n = float(counts[column.finite].sum())
         column.mask_variance = np.zeros(len(values))  # by example it is not known, and counts as none
     return column
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rdrop_probes.columns import plain
 from rdrop_probes.divergences import hits, kl, nll
 from rdrop_probes.probe import SubModelProbe
 from rdrop_probes.terms import (
@@ -73,8 +72,8 @@ class Gap(SubModelProbe):
         """Sub-model metrics by jackknife, eval metrics as they are."""
         super().update(batch, sums)
         if batch.labels is not None:
-            self.kept.add("nll_eval", plain(nll(batch.log_p, batch.labels)))
-            self.kept.add("accuracy_eval", plain(hits(batch.log_p, batch.labels), proportion=True))
+            self.keep_plain(batch, "nll_eval", nll(batch.log_p, batch.labels))
+            self.keep_plain(batch, "accuracy_eval", hits(batch.log_p, batch.labels), proportion=True)
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         """Per-example estimates, each [N] or [G, N]."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rdrop_probes.columns import Column
+from rdrop_probes.columns import Column, as_floats
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Jackknife:
 
     Attributes:
         full: [N]. without: [G, N]. sizes: [G], sub-models in each block.
+        weights: [N], how many rows each value is the mean of; None where each is one.
     """
 
     full: Tensor
     without: Tensor
     sizes: Tensor
+    weights: Tensor | None = None
 
     @property
     def corrected(self) -> Tensor:
@@ -43,11 +45,13 @@ class Jackknife:
         """Column of the estimates, bias-corrected or as they are."""
         values = self.corrected if corrected else self.full
         usable = torch.isfinite(values) & torch.isfinite(self.without).all(0)
-        leave_out = torch.where(usable, self.without, 0.0).sum(1)
+        weights = torch.ones_like(values) if self.weights is None else self.weights
+        leave_out = torch.where(usable, weights * self.without, 0.0).sum(1)
         return Column(
-            torch.where(torch.isfinite(self.full), values, self.full).cpu().numpy(),
-            torch.where(usable, self.variance, torch.nan).cpu().numpy(),
-            leave_out.cpu().numpy(),
-            int(usable.sum()),
+            as_floats(torch.where(torch.isfinite(self.full), values, self.full)),
+            as_floats(torch.where(usable, self.variance, torch.nan)),
+            as_floats(leave_out),
+            float(weights[usable].sum()),
+            weights=None if self.weights is None else as_floats(weights),
             proportion=proportion,
         )

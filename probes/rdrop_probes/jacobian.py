@@ -18,13 +18,16 @@ class Jacobian(Probe):
 
     jacobian_logits = |J|_F (Hoffman et al. 2019); jacobian_probs = |dp/dx|_F (Novak et al. 2018, sensitivity);
     jacobian_spectral = the largest singular value of J; jacobian_fisher = tr(J^T H J) =
-    E_{y~p} |grad_x log p(y)|^2, H = diag(p) - p p^T (Wei et al. 2020). Exact up to 64 classes; beyond, by
-    random projections, sampled y and power iteration, whose noise is part of the interval over examples.
+    E_{y~p} |grad_x log p(y)|^2, H = diag(p) - p p^T (Wei et al. 2020); H = I / variance for a Gaussian, which
+    has no probabilities. Exact up to 64 classes; beyond, and where an example has several rows (tokens, labels), by
+    random projections, sampled y and power iteration, whose noise is part of the interval over examples. With
+    several rows norms are root mean squares over them, but for the spectral norm, which is of all rows together.
     """
 
     name = "jacobian"
     units = dict.fromkeys(("jacobian_logits", "jacobian_probs", "jacobian_spectral", "jacobian_fisher"), "")
     needs_input_gradients = True
+    families = ("categorical", "gaussian")
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +51,10 @@ class Jacobian(Probe):
     def outcome(self) -> Outcome:
         """Columns, or why there are none."""
         if self._differentiable:
-            text = f"more than {MAX_EXACT_CLASSES} classes: Jacobian norms and predictions are estimated by sampling"
+            text = (
+                f"more than {MAX_EXACT_CLASSES} classes, or several tokens or labels an example: Jacobian norms and"
+                " predictions are estimated by sampling"
+            )
             return Outcome(self.kept, findings={"sampled_classes": text} if self._sampled else {})
         message = "the input is not floating point and no nn.Embedding takes it: no Jacobian with respect to it"
         return Outcome(self.kept, findings={"jacobian_unavailable": message})
@@ -61,6 +67,7 @@ class _ExactFold(GradientFold):
         self._probe = probe
         self._gradients = gradients
         self._rows: list[Tensor] = []
+        self._weights: list[Tensor] = []
         self._p: list[Tensor] = []
         self._possible: list[Tensor] = []
 
@@ -69,30 +76,38 @@ class _ExactFold(GradientFold):
         if row.inputs is None:
             raise RuntimeError("the logits do not depend on the input")
         self._rows.append(row.inputs)
+        self._weights.append(row.weight)
         self._p.append(row.p)
         self._possible.append(row.possible)
 
     def close(self) -> None:
         """Turn the rows into norms."""
         log_p_rows = torch.stack(self._rows, 1)  # [N, C, D]
-        p = torch.stack(self._p, 1).double()  # [N, C]
+        weights, p = torch.stack(self._weights, 1).double(), torch.stack(self._p, 1).double()  # [N, C]
         squares = log_p_rows.double().square().sum(-1)  # [N, C]
-        normaliser = self._gradients.gradient(torch.logsumexp(self._gradients.logits, -1).sum())
-        if normaliser is None:
-            raise RuntimeError("the input is not differentiable")
-        possible = torch.stack(self._possible, 1)[..., None]
-        rows = torch.where(possible, log_p_rows + normaliser[:, None], 0.0).double()  # J: dz = dlogp + dlse
+        rows = self._jacobian(log_p_rows)
         gram = rows @ rows.mT  # [N, C, C]
         spectral = torch.linalg.eigvalsh(gram)[:, -1]
         kept = self._probe.kept
         kept.add("jacobian_logits", plain(gram.diagonal(dim1=1, dim2=2).sum(-1).sqrt()))
-        kept.add("jacobian_probs", plain((p.square() * squares).sum(1).sqrt()))
+        if self._gradients.family.name == "categorical":
+            kept.add("jacobian_probs", plain((p.square() * squares).sum(1).sqrt()))
         kept.add("jacobian_spectral", plain(spectral.clamp(min=0).sqrt()))
-        kept.add("jacobian_fisher", plain((p * squares).sum(1)))
+        kept.add("jacobian_fisher", plain((weights * squares).sum(1)))
+
+    def _jacobian(self, log_p_rows: Tensor) -> Tensor:
+        """J [N, C, D]: dz = dlogp + dlse for class scores, the rows themselves for a Gaussian's outputs."""
+        if self._gradients.family.name == "gaussian":
+            return log_p_rows.double()
+        normaliser = self._gradients.gradient(torch.logsumexp(self._gradients.logits, -1).sum())
+        if normaliser is None:
+            raise RuntimeError("the input is not differentiable")
+        possible = torch.stack(self._possible, 1)[..., None]
+        return torch.where(possible, log_p_rows + normaliser[:, None], 0.0).double()
 
 
 class _SampledFold(GradientFold):
-    """Many classes: estimates whose cost does not grow with their number."""
+    """Many classes, or several rows an example: estimates whose cost does not grow with their number."""
 
     def __init__(self, probe: Jacobian, gradients: GradientPass) -> None:
         self._probe = probe
@@ -108,15 +123,20 @@ class _SampledFold(GradientFold):
     def close(self) -> None:
         """Estimate the other norms by projections and power iteration."""
         g = self._gradients
-        kept = self._probe.kept
-        kept.add("jacobian_logits", plain(squared_frobenius(g, g.logits, PROJECTIONS).sqrt()))
-        kept.add("jacobian_probs", plain(squared_frobenius(g, g.logits.softmax(-1), PROJECTIONS).sqrt()))
-        kept.add("jacobian_spectral", plain(spectral_norm(g, POWER_ITERATIONS)))
-        kept.add("jacobian_fisher", plain(self._fisher))
+        self._keep("jacobian_logits", g.by_row(squared_frobenius(g, g.logits, PROJECTIONS)).sqrt())
+        if g.family.name == "categorical":
+            self._keep("jacobian_probs", g.by_row(squared_frobenius(g, g.logits.softmax(-1), PROJECTIONS)).sqrt())
+        self._keep("jacobian_spectral", spectral_norm(g, POWER_ITERATIONS))
+        self._keep("jacobian_fisher", g.by_row(self._fisher))
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        self._probe.kept.add(name, plain(values, weights=self._gradients.weights))
 
 
 def squared_frobenius(gradients: GradientPass, outputs: Tensor, count: int) -> Tensor:
-    """Unbiased estimate [N] of |d(outputs)/d(input)|_F^2 for outputs [N, C], from `count` projections.
+    """Unbiased estimate [N] of |d(outputs)/d(input)|_F^2 for outputs [P, C], from `count` projections.
+
+    Summed over the rows of an example, whose directions v are independent of each other.
 
     (C / n) sum |d(v . outputs)/dx|^2 with v uniform on the unit sphere (Hoffman et al. 2019).
     """
@@ -141,9 +161,18 @@ def spectral_norm(gradients: GradientPass, iterations: int) -> Tensor:
     for _ in range(iterations):
         v = v / _norm(v).clamp(min=torch.finfo(v.dtype).tiny)
         (u,) = torch.autograd.grad(pulled, w, v, retain_graph=True)
-        norm = u.norm(dim=-1)
+        norm = _norm_by_example(u, gradients)
         (v,) = torch.autograd.grad(logits, leaf, u, retain_graph=True)
     return norm
+
+
+def _norm_by_example(u: Tensor, gradients: GradientPass) -> Tensor:
+    """Norm [N] of all rows [P, C] of an example together."""
+    if gradients.owners is None:
+        return torch.linalg.vector_norm(u, dim=-1)
+    squares = u.new_zeros(gradients.n)
+    squares.index_add_(0, gradients.owners, u.square().sum(-1))
+    return squares.sqrt()
 
 
 def _norm(v: Tensor) -> Tensor:

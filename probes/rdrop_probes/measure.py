@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from rdrop_probes.columns import Column
 from rdrop_probes.discovery import draws, find_sites
 from rdrop_probes.divergences import agree
+from rdrop_probes.families import CATEGORICAL, Family
 from rdrop_probes.masks import GRADIENT_STREAM, Masks, stream
 from rdrop_probes.neutral import gradient_pass
 from rdrop_probes.probe import Probe
 from rdrop_probes.sites import Forward, SilentSiteError, SitePlan
 from rdrop_probes.state import flags, preserved
 from rdrop_probes.submodels import Chunk, Strategy, SubModels, first_line
-from rdrop_probes.terms import BlockSums, EvalBatch, vote
+from rdrop_probes.terms import BlockSums, EvalBatch, Term, rows_that_fit, vote
 
 GRADIENT_EXAMPLES = 64  # at most in a differentiable pass: rows of the Jacobian are kept for all its examples
 ROUNDING = 1e-9  # below which a divergence of a model without dropout is float64 rounding
@@ -43,16 +45,43 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples to measure on: inputs as the forward function takes them, `n` of them, labels [n] or None."""
+    """Examples to measure on: inputs as the forward function takes them, `n` of them.
+
+    Attributes:
+        labels: [n], or [n, ...] one a row of the output (for a Gaussian [n, D] targets); None without labels.
+        places: bool [n, ...], which rows of the output [n, ..., C] count (tokens that are not padding, labels that
+            are known); None where each example is one row.
+    """
 
     inputs: Any
     n: int
     start: int
     labels: Tensor | None = None
+    places: Tensor | None = None
 
-    def part(self, rows: slice) -> Any:
-        """Inputs of some of the examples."""
-        return take(self.inputs, rows)
+    def part(self, examples: slice) -> Batch:
+        """Some of the examples."""
+        first, end, _ = examples.indices(self.n)
+        labels, places = (None if t is None else t[examples] for t in (self.labels, self.places))
+        return Batch(take(self.inputs, examples), end - first, self.start + first, labels, places)
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """The rows that count [..., P, C] of outputs [..., n, L, C]; as they are where each example is one row."""
+        if self.places is None:
+            return outputs
+        dims = self.places.dim()
+        flat = outputs.flatten(outputs.dim() - 1 - dims, -2)
+        return flat[..., self.places.flatten().nonzero().squeeze(1).to(outputs.device), :]
+
+    @property
+    def owners(self) -> Tensor | None:
+        """[P], the example in 0..n-1 of each row that counts; None where each example is one row."""
+        return None if self.places is None else self.places.nonzero()[:, 0]
+
+    @property
+    def row_labels(self) -> Tensor | None:
+        """[P], the labels of the rows that count."""
+        return self.labels if self.labels is None or self.places is None else self.labels[self.places]
 
 
 @dataclass
@@ -62,8 +91,8 @@ class Measurement:
     Attributes:
         plan: its sites. columns, units: by metric. tables: fields of `CheckpointResult`. findings: by code.
         strategy: how sub-models were run. shared_masks: whether all examples had the same masks.
-        predictions: [N], the eval model's classes. votes: [N, C], how many sub-models voted for each class;
-            empty if no probe counts votes.
+        predictions: [P], the eval model's classes by row. votes: [N, C], how many sub-models voted for each class;
+            empty if no probe counts votes, or examples have several rows.
     """
 
     plan: SitePlan
@@ -88,16 +117,18 @@ def measure(
     forward: Forward,
     probes: Sequence[type[Probe]],
     settings: Settings,
+    family: Family = CATEGORICAL,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Measurement:
     """Measure `model` on `batches` (at least one); it is left exactly as it was found.
 
     Args:
         model: the network.
-        forward: maps a batch's inputs to logits [N, C] by calling `model`.
+        forward: maps a batch's inputs to logits [N, C], or [N, ..., C] with `places`, by calling `model`.
         batches: every example once.
         probes: classes of the probes to feed.
         settings: number of sub-models, seed, masks, strategy.
+        family: what a row of the output stands for; a categorical distribution by default.
         progress: called after each batch with its number of examples.
 
     Raises:
@@ -105,7 +136,8 @@ def measure(
         SilentSiteError: dropout that was activated did not draw.
     """
     with preserved(model):
-        return _Pass(model, forward, [probe() for probe in probes], settings).run(batches, progress)
+        taken = [probe() for probe in probes]
+        return _Pass(model, forward, taken, settings, family).run(batches, progress)
 
 
 def take(inputs: Any, index: slice | Tensor) -> Any:
@@ -120,11 +152,14 @@ def take(inputs: Any, index: slice | Tensor) -> Any:
 class _Pass:
     """The state of one pass."""
 
-    def __init__(self, model: nn.Module, forward: Forward, probes: list[Probe], settings: Settings) -> None:
+    def __init__(
+        self, model: nn.Module, forward: Forward, probes: list[Probe], settings: Settings, family: Family
+    ) -> None:
         self._model = model
         self._forward = forward
         self._probes = probes
         self._settings = settings
+        self._family = family
         self._findings: dict[str, str] = {}
         self._predictions: list[Tensor] = []
         self._votes: list[Tensor] = []
@@ -182,33 +217,51 @@ class _Pass:
             self._findings["uncontrolled_randomness"] = text
 
     def _batch(self, item: int, batch: Batch, plan: SitePlan, sub_models: SubModels) -> None:
-        logits = sub_models.eval_logits(batch.inputs, batch.n, item).double()
-        _check_finite(logits, batch.start, "the eval model")
-        seen = EvalBatch(item, batch.start, batch.inputs, logits, torch.log_softmax(logits, -1), batch.labels)
-        self._predictions.append(seen.prediction.cpu())
         terms = dict.fromkeys(t for p in self._probes for t in p.terms_for(labels=batch.labels is not None))
-        if terms:
-            sums = BlockSums(terms, self._settings.sub_models)
-            for chunk in self._chunks(plan, sub_models, seen, batch):
-                sums.add(seen, chunk.start, chunk.logits, torch.log_softmax(chunk.logits, -1))
-            for probe in self._probes:
-                probe.update(seen, sums)
-            if vote in terms:
-                self._votes.append(sums.total()[vote].to("cpu", torch.int32))
+        outputs = batch.rows(sub_models.eval_logits(batch.inputs, batch.n, item))
+        if terms and not plan.erratic:
+            self._check_silent(plan, batch)
+        for group in _groups(len(outputs), outputs.shape[-1]):
+            seen = self._seen(item, batch, outputs, group)
+            if terms:
+                self._sum(terms, seen, self._chunks(plan, sub_models, seen, batch, group))
+            self._predictions.append(seen.prediction.cpu())
         self._gradients(item, batch, plan)
 
-    def _chunks(self, plan: SitePlan, sub_models: SubModels, seen: EvalBatch, batch: Batch) -> Iterable[Chunk]:
-        """Checked logits of all sub-models; without any site they are the eval model's."""
-        if not plan.erratic:
-            self._check_silent(plan, batch)
+    def _seen(self, item: int, batch: Batch, outputs: Tensor, group: slice) -> EvalBatch:
+        """What the eval model says of some of the batch's rows."""
+        logits = outputs[group].double()
+        owners, labels = batch.owners, batch.row_labels
+        owners = None if owners is None else owners[group].to(logits.device)
+        labels = None if labels is None else labels[group].to(logits.device)
+        _check_finite(logits, batch.start, "the eval model", owners)
+        last = group.stop >= len(outputs)
+        normalised = self._family.normalised(logits)
+        n = None if owners is None else batch.n
+        return EvalBatch(item, batch.start, batch.inputs, logits, normalised, labels, owners, n, last, self._family)
+
+    def _sum(self, terms: dict[Term, None], seen: EvalBatch, chunks: Iterable[Chunk]) -> None:
+        """Sum the terms over the sub-models and let every probe take the sums."""
+        sums = BlockSums(terms, self._settings.sub_models, seen.logits.shape[-1])
+        for chunk in chunks:
+            sums.add(seen, chunk.start, chunk.logits, self._family.normalised(chunk.logits))
+        for probe in self._probes:
+            probe.update(seen, sums)
+        if vote in terms and seen.owners is None:
+            self._votes.append(sums.total()[vote].to("cpu", torch.int32))
+
+    def _chunks(
+        self, plan: SitePlan, sub_models: SubModels, seen: EvalBatch, batch: Batch, group: slice
+    ) -> Iterable[Chunk]:
+        """Checked logits [k, P, C] of all sub-models; without any site they are the eval model's."""
         if not plan.stochastic:
             yield Chunk(0, seen.logits.expand(self._settings.sub_models, -1, -1))
             return
         for chunk in sub_models.logits(batch.inputs, batch.n, seen.item):
-            logits = chunk.logits.double()
-            for k, part in enumerate(logits, chunk.start):
-                _check_finite(part, batch.start, f"sub-model {k}")
-            yield Chunk(chunk.start, logits)
+            for k, part in enumerate(batch.rows(chunk.logits), chunk.start):
+                logits = part[group].double()
+                _check_finite(logits, batch.start, f"sub-model {k}", seen.owners)
+                yield Chunk(k, logits[None])
 
     def _check_silent(self, plan: SitePlan, batch: Batch) -> None:
         """No batch may draw where the first did not: a branch may depend on the data."""
@@ -237,12 +290,15 @@ class _Pass:
         size = min(GRADIENT_EXAMPLES, -(-batch.n // GRADIENT_SHARE))
         for offset in range(0, batch.n, size):
             rows = slice(offset, min(offset + size, batch.n))
+            part = batch.part(rows)
             gradients = gradient_pass(
                 self._model,
-                self._forward,
+                partial(self._rows, part),
                 plan,
-                batch.part(rows),
-                rows.stop - rows.start,
+                part.inputs,
+                part.n,
+                owners=part.owners,
+                family=self._family,
                 generator=stream(self._settings.seed, item, GRADIENT_STREAM + offset, torch.device("cpu")),
                 want_sites=want_sites,
             )
@@ -253,6 +309,9 @@ class _Pass:
                         fold.add(row)
                 for fold in folds:
                     fold.close()
+
+    def _rows(self, batch: Batch, inputs: Any) -> Tensor:
+        return batch.rows(self._forward(inputs))
 
     def _measurement(self, plan: SitePlan, sub_models: SubModels) -> Measurement:
         result = Measurement(plan, {}, {}, findings=self._findings, shared_masks=self._settings.masks == "shared")
@@ -301,9 +360,17 @@ def _effective(settings: Settings, plan: SitePlan, findings: dict[str, str]) -> 
     return Settings(**{**settings.__dict__, "masks": "shared"})
 
 
-def _check_finite(logits: Tensor, start: int, who: str) -> None:
+def _groups(rows: int, classes: int) -> Iterator[slice]:
+    """Rows in groups whose sums fit into memory; one empty group where there are none."""
+    size = rows_that_fit(classes)
+    for first in range(0, max(rows, 1), size):
+        yield slice(first, min(first + size, rows))
+
+
+def _check_finite(logits: Tensor, start: int, who: str, owners: Tensor | None) -> None:
     """Minus infinity is a class ruled out; NaN and plus infinity are errors, as is a row of minus infinities."""
     bad = (torch.isnan(logits) | torch.isposinf(logits)).any(-1) | torch.isneginf(logits).all(-1)
     if bad.any():
-        example = start + int(bad.nonzero()[0])
+        row = int(bad.nonzero()[0])
+        example = start + (row if owners is None else int(owners[row]))
         raise NotFiniteError(f"the logits of example {example} are not finite under {who}")

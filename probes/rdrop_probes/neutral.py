@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rdrop_probes.divergences import agree
+from rdrop_probes.families import CATEGORICAL, Family
 from rdrop_probes.gradients import GradientPass, NotedMask
 from rdrop_probes.interception import Draw, DrawInterceptor, ModulePaths
 from rdrop_probes.sites import Forward, SiteKey, SitePlan
@@ -31,26 +33,33 @@ def gradient_pass(
     *,
     generator: torch.Generator,
     want_sites: bool,
+    owners: Tensor | None = None,
+    family: Family = CATEGORICAL,
 ) -> GradientPass:
     """Differentiable eval pass over `n` examples; use it inside :func:`rdrop_probes.state.preserved`.
+
+    `forward` gives the rows [P, C] that count, `owners` [P] the example of each (None: each is an example).
 
     Where dropout activated with neutral masks does not compute what the eval model computes, sites are given
     up (`unpredictable` says why) and the plain eval pass is taken.
     """
     plain = _forward(model, forward, plan, inputs, generator, training=False)
+    made = partial(GradientPass, generator=generator, n=n, family=family)
+    if owners is not None:
+        made = partial(made, owners=owners.to(plain.logits.device))
     if not want_sites or not plan.stochastic:
-        return GradientPass(plain.logits, plain.leaf, {}, {}, generator)
+        return made(plain.logits, plain.leaf, {}, {})
     neutral = _forward(model, forward, plan, inputs, generator, training=True)
     with flags(model, plan.eval_modules):  # under which the backward passes will run
         reason = _unusable(neutral, plain)
     if reason is not None:
-        return GradientPass(plain.logits, plain.leaf, {}, dict.fromkeys(plan.sites, reason), generator)
+        return made(plain.logits, plain.leaf, {}, dict.fromkeys(plan.sites, reason))
     noted, reasons = _usable(plan, neutral.notes, n)
     with flags(model, plan.eval_modules):
-        for key in _entangled(neutral.logits, noted):
+        for key in _entangled(neutral.logits, noted, owners, n):
             reasons[key] = "which examples its mask belongs to cannot be told"
             del noted[key]
-    return GradientPass(neutral.logits, neutral.leaf, noted, reasons, generator)
+    return made(neutral.logits, neutral.leaf, noted, reasons)
 
 
 @dataclass(frozen=True)
@@ -99,13 +108,14 @@ def _usable(plan: SitePlan, notes: _NeutralPass, n: int) -> tuple[dict[SiteKey, 
     return noted, reasons
 
 
-def _entangled(logits: Tensor, noted: dict[SiteKey, NotedMask]) -> list[SiteKey]:
+def _entangled(logits: Tensor, noted: dict[SiteKey, NotedMask], owners: Tensor | None, n: int) -> list[SiteKey]:
     """Sites whose mask for other examples moves the first example's output: they are laid out in another way."""
-    if not noted or len(logits) < 2:
+    first = logits[:1] if owners is None else logits[owners.to(logits.device) == 0]
+    if not noted or n < 2 or not len(first):
         return []
     keys = list(noted)
     outs = [noted[key].out for key in keys]
-    gradients = torch.autograd.grad(logits[0].sum(), outs, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(first.sum(), outs, retain_graph=True, allow_unused=True)
     by_site = zip(keys, gradients, strict=True)
     return [key for key, g in by_site if g is not None and noted[key].mask_gradient(g)[1:].any()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class Prediction(Probe):
     name = "prediction"
     units: ClassVar = {"predicted_epkl": "nats", "epkl_over_predicted": ""}
     needs_site_gradients = True
+    families = ("categorical", "gaussian")
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,16 +48,16 @@ class Prediction(Probe):
         self._unpredictable |= gradients.unpredictable
         return _Fold(self, gradients)
 
-    def keep(self, by_site: Mapping[SiteKey, Tensor], n: int) -> None:
-        """Keep E_{y~p} sum_i (d log p(y) / d m_i)^2 of one batch, [N] by site."""
+    def keep(self, by_site: Mapping[SiteKey, Tensor], n: int, weights: Tensor | None) -> None:
+        """Keep E_{y~p} sum_i (d log p(y) / d m_i)^2 of one batch, [N] by site, means over `weights` rows."""
         total = torch.zeros(n, dtype=torch.float64)
         for key, squares in by_site.items():
             rate = self._rate(key)
             predicted = (rate / (1 - rate) * squares).cpu()  # 2 R_site
-            self._by_site.add(_label(key), plain(predicted))
+            self._by_site.add(_label(key), plain(predicted, weights=weights))
             total += predicted
         if by_site or not (self._plan and self._plan.stochastic):  # where nothing is predicted, 0 would be a lie
-            self.kept.add("predicted_epkl", plain(total))
+            self.kept.add("predicted_epkl", plain(total, weights=weights))
 
     def merge(self, other: Prediction) -> None:
         """Append another worker's examples."""
@@ -73,8 +75,9 @@ class Prediction(Probe):
 
     def outcome(self) -> Outcome:
         """Columns, a line a site, and which sites are not predicted."""
-        total = self.kept.columns["predicted_epkl"].values.mean() if self.kept.columns else 0.0
-        lines = [self._line(key, float(total)) for key in (self._plan.sites if self._plan else ())]
+        kept = self.kept.columns.get("predicted_epkl")
+        total = 0.0 if kept is None else float(np.nanmean(kept.linearised().values))
+        lines = [self._line(key, total) for key in (self._plan.sites if self._plan else ())]
         findings = {}
         if self._unpredictable:
             named = "; ".join(f"{_label(key)}: {why}" for key, why in self._unpredictable.items())
@@ -101,7 +104,7 @@ class _Fold(GradientFold):
 
     def __init__(self, probe: Prediction, gradients: GradientPass) -> None:
         self._probe = probe
-        self._n = gradients.n
+        self._gradients = gradients
         zero = torch.zeros(gradients.n, dtype=torch.float64, device=gradients.logits.device)
         self._sums = {key: zero.clone() for key in gradients.sites}
 
@@ -112,7 +115,8 @@ class _Fold(GradientFold):
 
     def close(self) -> None:
         """Hand the sums to the probe."""
-        self._probe.keep(self._sums, self._n)
+        by_row = {key: self._gradients.by_row(total) for key, total in self._sums.items()}
+        self._probe.keep(by_row, self._gradients.n, self._gradients.weights)
 
 
 def _label(key: SiteKey) -> str:

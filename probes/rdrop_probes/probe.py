@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
-from rdrop_probes.columns import Column, ColumnSet
+from rdrop_probes.by_example import ByExample
+from rdrop_probes.columns import Column, ColumnSet, plain
+from rdrop_probes.families import FamilyName
 from rdrop_probes.gradients import GradientPass, Row
 from rdrop_probes.jackknife import Jackknife
 from rdrop_probes.sites import SitePlan
@@ -54,6 +57,7 @@ class Probe(ABC):
         terms: what has to be summed over sub-models for it.
         needs_labels: without labels the probe does not run.
         needs_input_gradients, needs_site_gradients: gradient passes of the eval model to be shared with it.
+        families: what the rows of the model's output may stand for.
     """
 
     name: ClassVar[str]
@@ -62,6 +66,7 @@ class Probe(ABC):
     needs_labels: ClassVar[bool] = False
     needs_input_gradients: ClassVar[bool] = False
     needs_site_gradients: ClassVar[bool] = False
+    families: ClassVar[tuple[FamilyName, ...]] = ("categorical",)
 
     def __init__(self) -> None:
         self.kept = ColumnSet()
@@ -76,7 +81,7 @@ class Probe(ABC):
         self.shared_masks = shared_masks
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:  # noqa: B027 - optional hook
-        """Take one batch with the sums over its sub-models."""
+        """Take one batch, or the next group of its rows, with the sums over its sub-models."""
 
     def fold(self, gradients: GradientPass) -> GradientFold | None:
         """What takes the gradients of one batch; None if the probe cannot use them."""
@@ -111,17 +116,40 @@ class SubModelProbe(Probe):
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         """Per-example estimates [N] by metric name, or [G, N] from sums with a leading dimension G."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.examples = ByExample()
+
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Estimate from all sub-models and without each block."""
-        for name, jackknife in self.jackknife(batch, sums, sums.blocks).items():
+        self.keep(self.jackknife(batch, sums, sums.blocks))
+
+    def keep(self, found: Mapping[str, Jackknife]) -> None:
+        """Keep the columns of one batch."""
+        for name, jackknife in found.items():
             column = jackknife.column(corrected=name in self.bias_corrected, proportion=name in self.proportions)
             column.squared = name in self.squared
             column.tabulated = not column.squared
             self.kept.add(name, column)
 
     def jackknife(self, batch: EvalBatch, sums: BlockSums, blocks: int) -> dict[str, Jackknife]:
-        """Estimates over the first `blocks` blocks, with and without each of them."""
+        """Estimates by example over the first `blocks` blocks, with and without each of them.
+
+        Empty until the last group of the batch's rows is in.
+        """
         full = self.estimate(batch, sums.total(blocks))
-        without = self.estimate(batch, sums.leave_one_out(blocks))
-        sizes = sums.sizes[:blocks]
-        return {name: Jackknife(full[name], without[name], sizes.to(full[name].device)) for name in full}
+        parts = [self.estimate(batch, part) for part in sums.parts_left_out(blocks)]
+        found = {}
+        for name, values in full.items():
+            without = torch.cat([part[name] for part in parts])
+            both = self.examples.mean(batch, f"{name}/{blocks}", torch.cat([values[None], without]))
+            if both is not None:
+                sizes = sums.sizes[:blocks].to(values.device)
+                found[name] = Jackknife(both[0], both[1:], sizes, self.examples.weights(batch))
+        return found
+
+    def keep_plain(self, batch: EvalBatch, name: str, values: Tensor, *, proportion: bool = False) -> None:
+        """Keep values [P] of the eval model, by example."""
+        means = self.examples.mean(batch, name, values)
+        if means is not None:
+            self.kept.add(name, plain(means, proportion=proportion, weights=self.examples.weights(batch)))

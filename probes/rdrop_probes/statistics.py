@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from math import exp, isfinite, log, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from rdrop_probes.columns import Column, Floats
@@ -38,7 +39,11 @@ class Spread:
 
 
 def metric(column: Column, *, unit: str, shared_masks: bool, level: float = LEVEL) -> Metric:
-    """Mean of a column (its root, for squares) with its intervals; n counts the finite values, others are left out."""
+    """Mean of a column (its root, for squares) with its intervals; n counts the finite values, others are left out.
+
+    The mean is over rows, the sample is the examples.
+    """
+    column = column.linearised()
     values = column.values[column.finite]
     if not len(values):
         return Metric(estimate=None, level=level, unit=unit, n=0)
@@ -78,6 +83,7 @@ def compare(
     (ref_name, ref), (cand_name, cand) = reference, candidate
     if len(ref.values) != len(cand.values):
         raise ValueError(f"{name}: {len(ref.values)} and {len(cand.values)} examples cannot be paired")
+    ref, cand = paired(ref, cand)
     both = ref.finite & cand.finite
     a, b = ref.values[both], cand.values[both]
     blocks = _difference_of_blocks(ref, cand) if shared_masks else None
@@ -106,6 +112,18 @@ def compare(
         unit=f"{unit}²" if ref.squared else unit,
         n=len(a),
     )
+
+
+def paired(ref: Column, cand: Column) -> tuple[Column, Column]:
+    """Both columns with one value an example (linearised), over the examples that both have."""
+    both = ref.finite & cand.finite
+    return _over(ref, both), _over(cand, both)
+
+
+def _over(column: Column, kept: NDArray[np.bool_]) -> Column:
+    if column.weights is None:
+        return column
+    return replace(column, values=np.where(kept, column.values, np.nan)).linearised()
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -154,6 +172,7 @@ def ratio_column(numerator: Column, denominator: Column) -> Column | None:
 
     value_n = r + (a_n - r b_n) / mean(b): the delta method for a ratio of means. None if mean(b) is not > 0.
     """
+    numerator, denominator = paired(numerator, denominator)
     both = numerator.finite & denominator.finite
     if not both.any() or not (scale := denominator.values[both].mean()) > 0:
         return None

@@ -7,27 +7,37 @@ delete-a-block jackknife and the convergence in K, and memory does not grow with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rdrop_probes.divergences import brier, entropy, hits, kl, nll, zero_times
+from rdrop_probes.families import CATEGORICAL, Family
 
 MAX_BLOCKS = 32
+FEW_BLOCKS = 8  # where there are so many classes that every block is large
+MANY_CLASSES = 2048
+MEMORY = 2**30  # bytes that the sums of one group of rows may take
 
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """One batch as its eval model sees it.
+    """One batch, or a group of its rows, as its eval model sees it.
+
+    A row is what one divergence is taken of: an example (P = N), or a token or label of one.
 
     Attributes:
         item: number of the work item; start: index of the first example.
         inputs: what the model was called with.
-        logits: [N, C] in float64. log_p: log-softmax of them.
-        labels: [N] of class indices, -100 where to be ignored; None without labels.
+        logits: [P, C] in float64. log_p: log-softmax of them (the outputs themselves for a Gaussian).
+        labels: [P] of class indices, -100 where to be ignored; None without labels. Of a Gaussian: [P, D] targets.
+        owners: [P], the example in 0..n-1 that each row belongs to; None where each row is an example.
+        n: number of examples N; None where each row is one. last: whether no group of the same batch follows.
+        family: what a row's scores stand for.
     """
 
     item: int
@@ -36,11 +46,15 @@ class EvalBatch:
     logits: Tensor
     log_p: Tensor
     labels: Tensor | None
+    owners: Tensor | None = None
+    n: int | None = None
+    last: bool = True
+    family: Family = CATEGORICAL
 
-    @property
+    @cached_property
     def prediction(self) -> Tensor:
-        """Most probable class [N]."""
-        return self.log_p.argmax(-1)
+        """Most probable class [P], or a Gaussian's mean."""
+        return self.family.prediction(self.log_p)
 
 
 Term = Callable[[EvalBatch, Tensor, Tensor], Tensor]  # (batch, logits [k,N,C], log_p [k,N,C]) -> [k,N,...]
@@ -49,8 +63,9 @@ Term = Callable[[EvalBatch, Tensor, Tensor], Tensor]  # (batch, logits [k,N,C], 
 class BlockSums:
     """Sums of terms over sub-models, in blocks: `sums[term]` is [blocks, N, ...], `sizes` [blocks]."""
 
-    def __init__(self, terms: Iterable[Term], count: int) -> None:
-        self.blocks = min(count, MAX_BLOCKS)
+    def __init__(self, terms: Iterable[Term], count: int, classes: int = 1) -> None:
+        self._many = classes > MANY_CLASSES
+        self.blocks = min(count, most_blocks(classes))
         block_of = torch.arange(count) * self.blocks // count
         self.sizes = torch.bincount(block_of, minlength=self.blocks)
         self._block_of = block_of
@@ -65,20 +80,40 @@ class BlockSums:
         for term in self._terms:
             values = term(batch, logits, log_p)
             if term not in self._sums:
-                self._sums[term] = values.new_zeros((self.blocks, *values.shape[1:]))
+                self._sums[term] = self._zeros(values)
             for block, value in zip(block_of, values, strict=True):
                 self._sums[term][block] += value
 
     def total(self, blocks: int | None = None) -> Totals:
         """Sums [N, ...] over the first `blocks` blocks, all by default."""
         blocks = blocks or self.blocks
-        return self._totals(blocks, self.sizes[:blocks].sum(), lambda parts: parts.sum(0))
+        kept = list(range(blocks))
+        return self._totals(blocks, self.sizes[:blocks].sum(), lambda parts: _total(parts, kept))
 
     def leave_one_out(self, blocks: int | None = None) -> Totals:
         """Sums [blocks, N, ...] over the first `blocks` blocks but one, each in turn."""
         blocks = blocks or self.blocks
         sizes = self.sizes[:blocks]
         return self._totals(blocks, sizes.sum() - sizes, _all_but_one)
+
+    def parts_left_out(self, blocks: int | None = None) -> Iterator[Totals]:
+        """:meth:`leave_one_out` in parts, [1, N, ...] each where there are many classes, so that memory is bounded."""
+        blocks = blocks or self.blocks
+        if not self._many:
+            yield self.leave_one_out(blocks)
+            return
+        for block in range(blocks):
+            kept = [b for b in range(blocks) if b != block]
+            yield Totals(self.sizes[kept].sum()[None], partial(self._some, kept=kept))
+
+    def _some(self, term: Term, kept: list[int]) -> Tensor:
+        """Sum of a term over some of the blocks [1, N, ...]."""
+        return _total(self._sums[term], kept)[None]
+
+    def _zeros(self, values: Tensor) -> Tensor:
+        """Sums to begin with; single precision is enough for a few centred terms, and half the memory."""
+        single = self._many and values.dtype == torch.float64 and values.dim() > 2
+        return values.new_zeros((self.blocks, *values.shape[1:]), dtype=torch.float32 if single else values.dtype)
 
     def _totals(self, blocks: int, count: Tensor, reduce: Callable[[Tensor], Tensor]) -> Totals:
         key = (blocks, count.dim())
@@ -112,8 +147,30 @@ class Totals:
         return self._count.reshape(*self._count.shape, *[1] * (dims - self._count.dim()))
 
 
+def most_blocks(classes: int) -> int:
+    """How many blocks sub-models are summed in."""
+    return FEW_BLOCKS if classes > MANY_CLASSES else MAX_BLOCKS
+
+
+def rows_that_fit(classes: int) -> int:
+    """How many rows of so many classes may be summed at a time: what :class:`BlockSums` and its users take."""
+    many = classes > MANY_CLASSES
+    held = most_blocks(classes) * (3 * (4 if many else 8) + 2)  # three terms with a number a class, and the votes
+    passing = 8 * (8 + 8 if many else 6 * MAX_BLOCKS + 8 * 8)  # leave-one-out sums, and a chunk of sub-models
+    return max(1, MEMORY // (classes * (held + passing)))
+
+
+def _total(parts: Tensor, kept: list[int]) -> Tensor:
+    """Sum of some of the blocks, in double precision, without a copy of them all."""
+    total = torch.zeros(parts.shape[1:], dtype=torch.float64, device=parts.device)
+    for block in kept:
+        total += parts[block]
+    return total
+
+
 def _all_but_one(parts: Tensor) -> Tensor:
     """Sums over dimension 0 without each entry in turn; no subtraction, so that infinities stay what they are."""
+    parts = parts.double()
     zero = torch.zeros_like(parts[:1])
     before = torch.cat([zero, parts[:-1]]).cumsum(0)
     after = torch.cat([parts[1:], zero]).flip(0).cumsum(0).flip(0)
@@ -157,8 +214,9 @@ def kl_from_eval(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
 
 
 def vote(_batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
-    """One-hot argmax of p_k [k, N, C]."""
-    return torch.nn.functional.one_hot(log_p.argmax(-1), log_p.shape[-1]).double()
+    """One-hot argmax of p_k [k, N, C], in a type that is small and holds every count of sub-models."""
+    votes = torch.zeros(log_p.shape, dtype=torch.int16, device=log_p.device)
+    return votes.scatter_(-1, log_p.argmax(-1, keepdim=True), 1)
 
 
 def logit_shift(batch: EvalBatch, logits: Tensor, _log_p: Tensor) -> Tensor:

@@ -1,0 +1,107 @@
+"""How the EPKL estimate settles as sub-models are added: whether enough of them were sampled."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from rdrop_probes.columns import Floats
+from rdrop_probes.jackknife import Jackknife
+from rdrop_probes.probe import Outcome, SubModelProbe
+from rdrop_probes.records import ConvergencePoint
+from rdrop_probes.statistics import LEVEL, Spread, block_spread
+from rdrop_probes.terms import BlockSums, EvalBatch
+
+
+class ConvergingProbe(SubModelProbe):
+    """A probe that estimates EPKL and keeps how it converges in the number of sub-models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._convergence: dict[int, _PrefixSums] = {}
+
+    def update(self, batch: EvalBatch, sums: BlockSums) -> None:
+        """Keep the columns, and the mean EPKL of the first 4, 8, 16, ... blocks for the convergence in K."""
+        for blocks in _prefixes(sums.blocks):
+            prefix = self._convergence.setdefault(blocks, _PrefixSums(int(sums.sizes[:blocks].sum()), blocks))
+            if found := self.jackknife(batch, sums, blocks):
+                prefix.add(found["epkl"])
+        self.keep(found)  # the last are all blocks
+
+    def merge(self, other: Self) -> None:
+        """Add another worker's sums."""
+        super().merge(other)
+        for blocks, prefix in other._convergence.items():
+            self._convergence.setdefault(blocks, _PrefixSums(prefix.sub_models, blocks)).merge(prefix)
+
+    def outcome(self) -> Outcome:
+        """Columns, and the convergence of EPKL in K."""
+        prefixes = [prefix for _, prefix in sorted(self._convergence.items()) if prefix.n]
+        points = [prefix.point(shared_masks=self.shared_masks) for prefix in prefixes]
+        return Outcome(self.kept, {"convergence": points})
+
+
+class _PrefixSums:
+    """EPKL from the first few sub-models, summed over rows."""
+
+    def __init__(self, sub_models: int, blocks: int) -> None:
+        self.sub_models = sub_models
+        self._blocks = blocks
+        self.n = 0.0
+        self._usable = 0.0
+        self._examples = 0
+        self._total = 0.0
+        self._variance = 0.0
+        self._leave_out: Floats = np.zeros(blocks)
+
+    def add(self, jackknife: Jackknife) -> None:
+        column = jackknife.column(corrected=False)
+        if column.mask_variance is None or column.leave_out is None:
+            return
+        usable = np.isfinite(column.mask_variance)
+        weights = np.ones_like(column.values) if column.weights is None else column.weights
+        self.n += float(weights[column.finite].sum())
+        self._usable += float(weights[usable].sum())
+        self._examples += int(usable.sum())
+        self._total += float((weights * column.values)[column.finite].sum())
+        self._variance += float((weights**2 * column.mask_variance)[usable].sum())
+        self._leave_out = self._leave_out + column.leave_out
+
+    def merge(self, other: _PrefixSums) -> None:
+        self.n += other.n
+        self._usable += other._usable
+        self._examples += other._examples
+        self._total += other._total
+        self._variance += other._variance
+        self._leave_out = self._leave_out + other._leave_out
+
+    def point(self, *, shared_masks: bool) -> ConvergencePoint:
+        half = self._spread(shared_masks=shared_masks).half_width(LEVEL)
+        estimate = self._total / self.n
+        return ConvergencePoint(
+            sub_models=self.sub_models,
+            estimate=estimate,
+            low=None if half is None else estimate - half,
+            high=None if half is None else estimate + half,
+        )
+
+    def _spread(self, *, shared_masks: bool) -> Spread:
+        n = self._usable
+        if not n:
+            return Spread(0.0, 0)
+        return (
+            block_spread(self._leave_out / n)
+            if shared_masks
+            else Spread(self._variance / n**2, self._examples * (self._blocks - 1))
+        )
+
+
+def _prefixes(blocks: int) -> list[int]:
+    """4, 8, 16, ... and the whole."""
+    doubling = []
+    size = 4
+    while size < blocks:
+        doubling.append(size)
+        size *= 2
+    return [*doubling, blocks]
