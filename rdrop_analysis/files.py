@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,6 +55,15 @@ def sha256_of(path: Path) -> str:
 
 
 def printable(text: object, limit: int = 80) -> str:
-    """Return text that came from a file with its control characters escaped, cut to `limit` characters."""
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    """Return text that came from a file on one line, its control characters escaped, cut to `limit` characters.
+
+    Containers are shown in part, so that one that holds itself many times over is shown at once.
+    """
+    shown = reprlib.repr(text) if isinstance(text, Collection) and not isinstance(text, str) else str(text)
+    escaped = visible(shown[: limit + 1]).replace("\n", "\\n")
     return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
+
+
+def visible(text: str) -> str:
+    """Return text as a terminal may be given it: its lines stay, other control characters are escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

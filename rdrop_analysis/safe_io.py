@@ -1,32 +1,33 @@
 """Read files of tensors without running code from them.
 
 Checkpoints and data sets come from strangers: every read here is `torch.load(weights_only=True)` or
-safetensors, with no fallback, and the sizes a file declares are compared with the file before memory is
-taken.
+safetensors, with no fallback, and what a file declares is compared with the file before memory is taken.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import pickletools
+import stat
+import tarfile
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
 
 import safetensors
 import safetensors.torch
 import torch
 
+from rdrop_analysis.archives import SAVE_STATE_DICT, pickle_in
 from rdrop_analysis.errors import RDropAnalysisError, UnsafeFileError
 from rdrop_analysis.files import printable
+from rdrop_analysis.pickles import Scan, scan
+from rdrop_analysis.plain_values import DAMAGED
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
-_TENSOR_MODULES = frozenset({"collections", "torch", "torch._utils"})
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, object, storage keys; then raw bytes
+_TAR_PICKLES = ("storages", "tensors", "pickle")
+_LARGEST_HEADER = 16 * 2**20  # of safetensors, in bytes; a tensor takes about 100
 
 
 def read_tensors(path: Path, error: type[RDropAnalysisError]) -> object:
@@ -37,12 +38,17 @@ def read_tensors(path: Path, error: type[RDropAnalysisError]) -> object:
     """
     head = first_bytes(path, error)
     if head.startswith(_ZIP_MAGIC):
-        _check_archive(path, error)
+        _check(path, [scan(io.BytesIO(pickle_in(path, error)), path.stat().st_size)], error)
         return _torch_load(path, error)
     if head[8:9] == b"{":  # after the length of the header, 8 bytes, safetensors has JSON
         return _read_safetensors(path, error)
-    if head.startswith(_PICKLE_MAGIC):  # torch compares the sizes in this older format itself
+    if head.startswith(_PICKLE_MAGIC):
+        _check(path, _legacy_scans(path, error), error)
         return _torch_load(path, error)
+    _check(path, _text_scans(path), error)
+    if tarfile.is_tarfile(path):
+        _check(path, _tar_scans(path), error)
+        raise error(f"{path} is in the tar format of 2016, which is no longer read: save it again with torch.save")
     raise error(f"{path} is neither a PyTorch nor a safetensors file{_resembles(head)}")
 
 
@@ -51,6 +57,8 @@ def first_bytes(path: Path, error: type[RDropAnalysisError]) -> bytes:
     if path.is_dir():
         raise error(f"{path} is a directory: name the file in it")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
+            raise error(f"{path} is not a regular file: name one")
         with path.open("rb") as file:
             head = file.read(16)
     except FileNotFoundError:
@@ -73,83 +81,69 @@ def _resembles(head: bytes) -> str:
 
 def _damaged(path: Path, error: type[RDropAnalysisError]) -> RDropAnalysisError:
     """Return the error for a file whose bytes make no sense."""
-    return error(f"{path} is truncated or damaged: copy or save it again")
+    return error(f"{path} {DAMAGED}")
 
 
-def _check_archive(path: Path, error: type[RDropAnalysisError]) -> None:
-    """Refuse a zip archive that is not one of plain tensors, or that unpacks to more bytes than it has."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as problem:
-        raise _damaged(path, error) from problem
-    inside = {entry.filename.partition("/")[2] for entry in entries}
-    if "constants.pkl" in inside:
-        raise UnsafeFileError(f"{path} is a TorchScript archive, which holds code: {_SAVE_STATE_DICT}")
-    if {"models/model.json", "serialized_exported_program.json", "archive_format"} & inside:
-        raise error(f"{path} is a torch.export file, fixed in the mode it was exported in: {_SAVE_STATE_DICT}")
-    if "data.pkl" not in inside:
-        raise error(f"{path} is a zip archive, but not one that torch.save wrote")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise error(f"{path} declares more bytes than it has: save it again with torch.save")
+def _check(path: Path, scans: Iterable[Scan], error: type[RDropAnalysisError]) -> None:
+    """Refuse a file whose pickles import what plain tensors do not need, or else have a problem."""
+    scans = list(scans)
+    imports = list(dict.fromkeys(name for found in scans for name in found.imports))
+    if imports:
+        needed = ", ".join(printable(name) for name in imports[:3]) + (", ..." if len(imports) > 3 else "")
+        raise UnsafeFileError(f"{path} needs {needed} to be read, which would run code: {SAVE_STATE_DICT}")
+    for problem in (found.problem for found in scans if found.problem):
+        raise error(f"{path} {problem}")
 
 
-_SAVE_STATE_DICT = "save model.state_dict() instead, and name the model with --model pkg.mod:callable"
+def _legacy_scans(path: Path, error: type[RDropAnalysisError]) -> list[Scan]:
+    """Look over the pickles in a row that torch.save wrote before it wrote archives."""
+    scans: list[Scan] = []
+    with path.open("rb") as file:
+        while len(scans) < _LEGACY_PICKLES and all(found.complete for found in scans):
+            scans.append(scan(file, path.stat().st_size))
+    if len(scans) == 2 and not (scans[0].imports or scans[1].complete):
+        raise error(f"{path} is a bare pickle, not a file of torch.save: save model.state_dict() with torch.save")
+    return scans
+
+
+def _text_scans(path: Path) -> list[Scan]:
+    """Look over a file as a pickle of the oldest protocols, which have no mark to know them by."""
+    with path.open("rb") as file:
+        found = scan(file, path.stat().st_size)
+    return [Scan(found.imports)] if found.complete else []
+
+
+def _tar_scans(path: Path) -> list[Scan]:
+    """Look over what torch.save wrote before 2017, for the names in it."""
+    scans: list[Scan] = []
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.name in _TAR_PICKLES else None
+            if file is not None:
+                scans.append(Scan(scan(io.BytesIO(file.read()), path.stat().st_size).imports))
+    return scans
 
 
 def _torch_load(path: Path, error: type[RDropAnalysisError]) -> object:
-    """Call `torch.load(weights_only=True)` quietly and sort its failures."""
+    """Call `torch.load(weights_only=True)` quietly."""
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickle protocols it then refuses anyway
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as problem:
         # torch.load raises whatever damaged bytes lead to: KeyError, IndexError, EOFError, RuntimeError, ...
-        names = _unsafe_globals(path)
-        if names:
-            needed = ", ".join(printable(name) for name in names[:3])
-            message = f"{path} needs {needed} to be read, which would run code: {_SAVE_STATE_DICT}"
-            raise UnsafeFileError(message) from problem
         raise _damaged(path, error) from problem
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    """Return the names a file's pickles would import beyond those of plain tensors, without running them."""
-    with contextlib.suppress(Exception):  # a damaged file: the readers raise whatever its bytes lead to
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as file:
-                return _imported(file)
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith("/data.pkl"):
-                    return _imported(io.BytesIO(archive.read(name)))
-    return []
-
-
-def _imported(file: IO[bytes]) -> list[str]:
-    """Return the names imported by the whole pickles at the start of a file, other than those of plain tensors."""
-    names: list[str] = []
-    with contextlib.suppress(Exception):  # pickletools raises whatever damaged bytes lead to; what was found stands
-        for _ in range(_LEGACY_PICKLES):
-            names += _imported_by(list(pickletools.genops(file)))
-    return sorted({name for name in names if name.rpartition(".")[0] not in _TENSOR_MODULES})
-
-
-def _imported_by(operations: list[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Iterator[str]:
-    """Yield the dotted names that a pickle imports."""
-    strings: list[str] = []
-    for opcode, argument, _position in operations:
-        if opcode.name == "GLOBAL":
-            yield str(argument).replace(" ", ".")
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(strings[-2:])
-        elif isinstance(argument, str):
-            strings.append(argument)
 
 
 def _read_safetensors(path: Path, error: type[RDropAnalysisError]) -> dict[str, torch.Tensor]:
     """Read a safetensors file, whose declared offsets the library compares with the file before reading."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > path.stat().st_size:
+        raise _damaged(path, error)
+    if length > _LARGEST_HEADER:
+        raise error(f"{path} has a header of {length / 2**20:,.0f} MiB, the limit is {_LARGEST_HEADER // 2**20}")
     try:
         return safetensors.torch.load_file(path, device="cpu")
-    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, KeyError) as problem:
-        raise _damaged(path, error) from problem
+    except Exception as problem:  # the library raises ValueError, KeyError, ... beside its own errors
+        raise error(f"{path} is damaged ({printable(problem)}): copy or save it again") from problem
