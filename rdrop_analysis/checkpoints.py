@@ -1,41 +1,51 @@
-"""Save and load checkpoints: self-describing files of this package, and anybody's state dicts.
+"""Load checkpoints, whoever wrote them: the weights that a path leads to, in the model that they belong to.
 
-A self-describing file holds plain data only: which of this package's own architectures, with which arguments,
-the weights, the name of a built-in data set and the training settings. Everything else needs a factory from
-the user.
+The model is the one that the user's factory builds, else the one that the file describes: this package's own, or
+one of transformers' classes named in a `config.json`. Code in a file is run only for a user who trusts it.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from rdrop_analysis.builtin_data import BUILT_IN
-from rdrop_analysis.errors import CheckpointError, UsageError
-from rdrop_analysis.files import printable, sha256_of, write_whole
-from rdrop_analysis.models import build
-from rdrop_analysis.safe_io import read_tensors
-from rdrop_analysis.state_dicts import check_fit, find_state_dict, fit
+from rdrop_analysis.descriptions import (
+    FORMAT,
+    VERSION,
+    Scalar,
+    build_described,
+    checked_description,
+    in_words,
+    save_checkpoint,
+)
+from rdrop_analysis.errors import UsageError
+from rdrop_analysis.files import printable
+from rdrop_analysis.lightning import is_lightning, make_model, plain_settings
+from rdrop_analysis.state_dicts import find_state_dict, fit, ignored_average
+from rdrop_analysis.stored import Stored, digest, read_stored
 
-FORMAT = "rdrop-analysis/checkpoint"
-VERSION = 1
-
-Scalar = str | int | float | bool | None
+__all__ = ["FORMAT", "VERSION", "LoadedCheckpoint", "Scalar", "load_checkpoint", "save_checkpoint"]
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
     """A model read from a file, ready to be analysed.
 
-    `model` is on the CPU, in eval mode, with the dtypes of the file; `sha256` is of the file's bytes;
-    `architecture` describes the model in words; `data` is the name of a built-in data set, if the file has
-    one; `training` holds the settings it was trained with, if known.
+    Attributes:
+        model: on the CPU, in eval mode, with the dtypes of the file.
+        path: what was named.
+        sha256: of the file's bytes, or of the names and hashes of all files that were read.
+        architecture: describes the model in words.
+        data: the name of a built-in data set, if the file has one.
+        training: the settings it was trained with, if known.
+        notes: what the reader has to know of how it was read, message by code.
+        source: the directory with the model's tokenizer or processor, if there is one.
+        task: what the architecture is for, if it says so.
+        class_names: names of the classes in their order, if the file has them.
     """
 
     model: nn.Module
@@ -44,148 +54,117 @@ class LoadedCheckpoint:
     architecture: str
     data: str | None = None
     training: Mapping[str, Scalar] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    source: Path | None = None
+    task: str | None = None
+    class_names: list[str] | None = None
 
 
-def save_checkpoint(
-    path: str | Path,
-    model: nn.Module,
-    *,
-    architecture: str,
-    arguments: Mapping[str, Any],
-    data: str | None = None,
-    training: Mapping[str, Scalar] | None = None,
-) -> Path:
-    """Write a self-describing checkpoint, whole or not at all, and return its path.
+def load_checkpoint(
+    path: str | Path, factory: Callable[..., nn.Module] | None = None, *, trust_code: bool = False
+) -> LoadedCheckpoint:
+    """Read a checkpoint; without `trust_code` no code from it is run.
 
-    `architecture` and `arguments` are those of `rdrop_analysis.models.build`, `data` the name of a built-in
-    data set, `training` plain scalars. Equal contents give equal bytes.
+    Args:
+        path: a self-describing checkpoint, or a state dict as `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors`,
+            alone or under a usual key (`state_dict`, `model`, `ema`, ...), possibly with the prefixes of wrapped
+            models (`module.`, `_orig_mod.`); an index of shards; a Hugging Face directory, or the weights in it.
+        factory: builds the model to load the weights into, strictly; it takes the place of what the files say.
+            Of the hyper-parameters in a Lightning checkpoint it is given those that it has parameters for.
+        trust_code: also read pickled modules, TorchScript and exported programs, which run code when read.
 
-    Raises `CheckpointError` if the model is not of that architecture, `training` or `data` is not plain, or
-    the file cannot be written.
+    The global random state is left as it was.
+
+    Raises:
+        CheckpointError: it cannot be read or does not fit.
+        UnsafeFileError: reading it would run code.
+        UsageError: a state dict comes without a factory, or the factory fails, or transformers is not installed.
     """
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "architecture": architecture,
-        "arguments": dict(arguments),
-        "state_dict": state,
-        "data": data,
-        "training": dict(training or {}),
-    }
-    path = Path(path)
-    _description(path, content)
-    check_fit(path, _skeleton(path, content), state)
-    buffer = io.BytesIO()  # torch.save puts a file's own name into it; a buffer has none
-    torch.save(content, buffer)
-    write_whole(path, buffer.getvalue(), CheckpointError)
-    return path
-
-
-def load_checkpoint(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> LoadedCheckpoint:
-    """Read a checkpoint without running code from it.
-
-    The file is a self-describing checkpoint, or a state dict as `.pt`, `.pth`, `.bin`, `.ckpt` or
-    `.safetensors`, alone or under a usual key (`state_dict`, `model_state_dict`, `model`, `ema`, ...),
-    possibly with the prefixes of wrapped models (`module.`, `_orig_mod.`). `factory` builds the model to load
-    it into, strictly; it takes the place of what a self-describing file says. The global random state is left
-    as it was.
-
-    Raises `CheckpointError` if the file cannot be read or does not fit, `UnsafeFileError` if reading it would
-    run code, and `UsageError` if a state dict comes without a factory or the factory fails.
-    """
-    path = Path(path)
-    content = read_tensors(path, CheckpointError)
-    description = _description(path, content)
+    stored = read_stored(Path(path), trust_code=trust_code)
     if factory is not None:
-        model = _made_by(factory)
-        fit(path, model, find_state_dict(path, content))
-        architecture = type(model).__name__
-    elif description is not None:
-        model = _described(path, description)
-        architecture = _in_words(description)
-    else:
-        find_state_dict(path, content)  # a file without weights is the first thing to complain about
-        raise UsageError(
-            f"{path} holds weights, not their model: pass --model pkg.mod:callable or path/file.py:callable"
-        )
-    data, training = (description["data"], description["training"]) if description else (None, {})
-    return LoadedCheckpoint(model.eval(), path, sha256_of(path), architecture, data, training)
+        return _in_factory(stored, factory, trust_code=trust_code)
+    if trust_code and (own := _own_module(stored)) is not None:
+        return own
+    description = checked_description(stored.path, stored.content)
+    if description is not None:
+        return _self_described(stored, description)
+    find_state_dict(stored.path, stored.content)  # a file without weights is the first thing to complain about
+    if stored.config is not None:
+        return _pretrained(stored, stored.config)
+    raise UsageError(
+        f"{stored.path} holds weights, not their model: pass --model pkg.mod:callable or path/file.py:callable"
+    )
 
 
-def read_description(path: Path, content: object) -> dict[str, str] | None:
-    """Return what a self-describing file says of itself, in words; None for other files.
-
-    Raises `CheckpointError` if the description is malformed.
-    """
-    description = _description(path, content)
-    if description is None:
-        return None
-    training = {f"training {name}": str(value) for name, value in description["training"].items()}
-    return {"architecture": _in_words(description), "data": str(description["data"]), **training}
+def _loaded(stored: Stored, model: nn.Module, architecture: str, **more: Any) -> LoadedCheckpoint:
+    """The checkpoint, with what is known of every kind of file."""
+    return LoadedCheckpoint(model.eval(), stored.path, digest(stored.files), architecture, **more)
 
 
-def _made_by(factory: Callable[[], nn.Module]) -> nn.Module:
-    """Call the user's factory, keeping the global random state."""
-    name = getattr(factory, "__qualname__", repr(factory))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = factory()
-    except (Exception, SystemExit) as problem:  # the user's own code may raise anything
-        raise UsageError(
-            f"the model factory {name} failed: {type(problem).__name__}: {printable(problem)}"
-        ) from problem
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"the model factory {name} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
+def _self_described(stored: Stored, description: Mapping[str, Any]) -> LoadedCheckpoint:
+    """Build the model that the file describes."""
+    model = build_described(stored.path, description)
+    data, training = description["data"], description["training"]
+    return _loaded(stored, model, in_words(description), data=data, training=training)
 
 
-def _described(path: Path, description: Mapping[str, Any]) -> nn.Module:
-    """Build the model that a self-describing file describes around the file's own tensors."""
-    model = _skeleton(path, description)
-    fit(path, model, find_state_dict(path, description), assign=True)
-    return model
+def _in_factory(stored: Stored, factory: Callable[..., nn.Module], *, trust_code: bool) -> LoadedCheckpoint:
+    """Load the weights into the model that the user's factory builds."""
+    content = _without_modules(stored.content) if trust_code else stored.content
+    description = checked_description(stored.path, content)
+    state = find_state_dict(stored.path, content)
+    model = make_model(stored.path, factory, content)
+    unused = fit(stored.path, model, state, partial=is_lightning(content))
+    return _loaded(
+        stored,
+        model,
+        type(model).__name__,
+        data=description["data"] if description else None,
+        training=description["training"] if description else plain_settings(content),
+        notes=_averages(content) | _unused(unused),
+        source=stored.config.parent if stored.config else None,
+    )
 
 
-def _skeleton(path: Path, description: Mapping[str, Any]) -> nn.Module:
-    """Build a model that holds no memory and draws no random numbers, however large the file says it is."""
-    try:
-        with torch.device("meta"):
-            return build(description["architecture"], description["arguments"])
-    except CheckpointError as problem:
-        raise CheckpointError(f"{path}: {problem}") from problem
+def _pretrained(stored: Stored, config: Path) -> LoadedCheckpoint:
+    """Build the transformers model that a `config.json` describes."""
+    from rdrop_analysis.pretrained import load_pretrained
+
+    found = load_pretrained(config, find_state_dict(stored.path, stored.content))
+    return _loaded(
+        replace(stored, files=(*stored.files, config)),
+        found.model,
+        type(found.model).__name__,
+        notes=_averages(stored.content) | found.notes | _unused(found.unused),
+        source=config.parent,
+        task=found.task,
+        class_names=found.class_names,
+    )
 
 
-def _in_words(description: Mapping[str, Any]) -> str:
-    """Return the call that builds the model, such as `mlp(in_features=64, hidden=[32], ...)`."""
-    arguments = ", ".join(f"{name}={value}" for name, value in description["arguments"].items())
-    return f"{description['architecture']}({arguments})"
+def _own_module(stored: Stored) -> LoadedCheckpoint | None:
+    """The module that a trusted file holds, if it is not only weights."""
+    from rdrop_analysis.trusted import module_in
+
+    own = module_in(stored.path, stored.content)
+    return None if own is None else _loaded(stored, own.module, own.architecture, notes=own.notes)
 
 
-def _description(path: Path, content: object) -> Mapping[str, Any] | None:
-    """Return the content of a self-describing file once it is known to be plain, None for other files."""
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        return None
-    if content.get("version") != VERSION:
-        version = printable(content.get("version"))
-        raise CheckpointError(f"{path} has format version {version}, this program reads {VERSION}: update it")
-    for key, kind in (
-        ("architecture", str),
-        ("arguments", dict),
-        ("state_dict", Mapping),
-        ("training", dict),
-    ):
-        if not isinstance(content.get(key), kind):
-            raise CheckpointError(f"{path} is not a whole checkpoint: its {key} is missing or malformed")
-    _check_training(path, content["training"])
-    if content.get("data") not in (None, *BUILT_IN):
-        named = printable(content.get("data"))
-        raise CheckpointError(f"{path}: data must be one of {', '.join(BUILT_IN)}, not {named}")
-    return content
+def _without_modules(content: object) -> object:
+    """What a trusted file holds, with the weights of modules in place of the modules."""
+    from rdrop_analysis.trusted import weights_in
+
+    return weights_in(content)
 
 
-def _check_training(path: Path, training: Mapping[Any, Any]) -> None:
-    """Check that the training settings are plain scalars under plain names."""
-    for name, value in training.items():
-        if not isinstance(name, str) or not isinstance(value, Scalar):
-            raise CheckpointError(f"{path}: the training setting {printable(name)} is not a plain scalar")
+def _averages(content: object) -> dict[str, str]:
+    """The note on a moving average that is not what is measured."""
+    key = ignored_average(content)
+    text = f"the file also holds a moving average under {key}: the plain weights are measured"
+    return {"ema_ignored": text} if key else {}
+
+
+def _unused(names: Sequence[str]) -> dict[str, str]:
+    """The note on weights in the file that the model has no place for."""
+    shown = f"{', '.join(map(printable, names[:3]))}{', ...' if len(names) > 3 else ''}"
+    return {"weights_unused": f"{len(names)} tensors in the file are not the model's: {shown}"} if names else {}

@@ -6,7 +6,7 @@ averaged models, Lightning) put prefixes before the parameters' names.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ WRAPPERS = frozenset({"module", "_orig_mod", "model", "_fsdp_wrapped_module", "_
 _SHOWN = 3  # names of each kind listed in an error message
 
 
+AVERAGES = tuple(key for key in NESTED_UNDER if "ema" in key)
+
+
 def find_state_dict(path: Path, content: object) -> StateDict:
     """Return the state dict in a file's content: the content itself, or what is under one of `NESTED_UNDER`.
 
@@ -53,6 +56,14 @@ def find_state_dict(path: Path, content: object) -> StateDict:
     return {_checked_name(path, name): _checked_tensor(path, name, value) for name, value in found.items()}
 
 
+def ignored_average(content: object) -> str | None:
+    """Return the key of a moving average that stands beside the plain weights, which are preferred to it."""
+    if not isinstance(content, Mapping):
+        return None
+    used = next((key for key in NESTED_UNDER if _with_tensors(content.get(key), 2) is not None), None)
+    return next((key for key in AVERAGES if key != used and _with_tensors(content.get(key), 2) is not None), None)
+
+
 def _with_tensors(content: object, depth: int = 3) -> Mapping[object, object] | None:
     """Return the mapping that has tensors for values: nested under a usual key, or the content itself."""
     if not isinstance(content, Mapping) or depth == 0:
@@ -64,18 +75,28 @@ def _with_tensors(content: object, depth: int = 3) -> Mapping[object, object] | 
     return content if any(isinstance(value, Tensor) for value in content.values()) else None
 
 
-def fit(path: Path, model: nn.Module, state: StateDict, *, assign: bool = False) -> None:
+def fit(
+    path: Path, model: nn.Module, state: StateDict, *, assign: bool = False, partial: bool = False
+) -> Sequence[str]:
     """Load a state dict into a model, strictly, with the floating-point types of the file.
 
-    Wrapper prefixes are removed or added if that makes the names agree. `assign` puts the file's tensors in
-    place of the model's, which need then hold no memory (device "meta").
+    Prefixes are removed or added if that makes the names agree. `assign` puts the file's tensors in place of the
+    model's, which need then hold no memory (device "meta"). With `partial` the model may be one part of what the
+    file holds; the names of the rest are returned.
 
     Raises `CheckpointError` naming the missing, unexpected and ill-shaped entries.
     """
-    renamed = rename_to_fit(state, model.state_dict())
+    renamed, rest = rename_to_fit(state, model.state_dict()), []
+    if renamed.keys() != model.state_dict().keys():
+        part = part_that_fits(renamed, model.state_dict())
+        outside = [name for name in renamed if name not in part.values()]
+        if part and (partial or not outside):
+            renamed, rest = {name: renamed[inside] for name, inside in part.items()}, outside
+    renamed = _with_tied(model, renamed)
     check_fit(path, model, renamed)
     _adopt_dtypes(model, renamed)
     model.load_state_dict(renamed, strict=True, assign=assign)
+    return rest
 
 
 def rename_to_fit(state: StateDict, expected: Collection[str]) -> StateDict:
@@ -86,6 +107,24 @@ def rename_to_fit(state: StateDict, expected: Collection[str]) -> StateDict:
     if set(state) == set(expected) or not complete or by_name.keys() != names.keys():
         return state
     return {names[name]: tensor for name, tensor in by_name.items()}
+
+
+def part_that_fits(state: StateDict, expected: Collection[str]) -> dict[str, str]:
+    """Return for each expected name its name in the file, where all stand there behind one prefix; else nothing.
+
+    Where several prefixes do (a model and its moving average), the one that `NESTED_UNDER` names first is taken.
+    """
+    first = next(iter(expected), "")
+    prefixes = [name.removesuffix(first) for name in state if first and name.endswith(f".{first}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in state for name in expected)]
+    prefix = min(whole, key=_rank, default=None)
+    return {} if prefix is None else {name: prefix + name for name in expected}
+
+
+def _rank(prefix: str) -> tuple[int, int]:
+    """How far from the plain model a prefix leads."""
+    known = [NESTED_UNDER.index(part) for part in prefix.split(".") if part in NESTED_UNDER]
+    return max(known, default=len(NESTED_UNDER)), len(prefix)
 
 
 def check_fit(path: Path, model: nn.Module, state: StateDict) -> None:
@@ -105,6 +144,18 @@ def check_fit(path: Path, model: nn.Module, state: StateDict) -> None:
     ]
     if found:
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(found)}")
+
+
+def _with_tied(model: nn.Module, state: StateDict) -> StateDict:
+    """Return the state dict with tensors that the model has under several names, and the file under one, under all.
+
+    Safetensors files hold no tensor twice.
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    tied = {name: other for group in names.values() for name in group for other in group if other in state}
+    return {name: state[other] for name, other in tied.items() if name not in state} | state
 
 
 def _adopt_dtypes(model: nn.Module, state: StateDict) -> None:

@@ -204,6 +204,38 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     assert loaded[0].weight is loaded[1].weight  # type: ignore[index]  # a Sequential, seen as a Module
 
 
+def test_tied_weights_that_a_file_holds_once_are_found(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+        second.weight = first.weight
+        return nn.Sequential(first, second)
+
+    model = tied()
+    for dropped in ("0.weight", "1.weight"):
+        state = {name: tensor for name, tensor in model.state_dict().items() if name != dropped}
+        safetensors.torch.save_file(state, tmp_path / "m.safetensors")
+        loaded = load_checkpoint(tmp_path / "m.safetensors", tied).model
+        assert same_weights(loaded, model)
+        assert loaded[0].weight is loaded[1].weight  # type: ignore[index]  # a Sequential, seen as a Module
+
+
+def test_a_moving_average_beside_the_weights_is_noted(tmp_path: Path) -> None:
+    state = net().state_dict()
+    average = {name: value * 0 for name, value in state.items()}
+    for content, noted in (
+        ({"model": state, "ema": average}, "under ema: the plain weights are measured"),
+        ({"state_dict": state, "state_dict_ema": average}, "under state_dict_ema"),
+        ({"model": state, "ema_model": {"state_dict": average}}, "under ema_model"),
+        ({"ema": average}, None),
+        ({"model": state, "ema": {"decay": 0.9}}, None),
+        (state, None),
+    ):
+        torch.save(content, tmp_path / "m.pt")
+        notes = load_checkpoint(tmp_path / "m.pt", net).notes
+        assert set(notes) == ({"ema_ignored"} if noted else set())
+        assert noted is None or noted in notes["ema_ignored"]
+
+
 def test_a_state_dict_without_a_factory_asks_for_one(tmp_path: Path) -> None:
     torch.save(net().state_dict(), tmp_path / "m.pt")
     message = one_line(tmp_path / "m.pt", UsageError, None)

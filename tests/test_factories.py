@@ -2,9 +2,14 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from rdrop_analysis.checkpoints import load_checkpoint
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.factories import call, resolve
 
@@ -101,3 +106,70 @@ def test_a_callable_that_fails_names_the_exception(project: Path) -> None:
         call("rdrop_project:broken")
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+class Timm(ModuleType):
+    """What is used of timm, which needs torchvision and so cannot be installed everywhere that tests run."""
+
+    def is_model(self, name: str) -> bool:
+        return name in self.list_models()
+
+    def list_models(self) -> list[str]:
+        return ["resnet18", "vit_tiny_patch16_224"]
+
+    def create_model(self, name: str, **arguments: Any) -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.made_with = (name, arguments)  # type: ignore[assignment]  # for the test to see
+        return model
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", Timm("timm"))
+
+
+@pytest.mark.usefixtures("timm")
+@pytest.mark.parametrize(
+    ("spec", "arguments"),
+    [
+        ("timm:resnet18", {}),
+        ("timm:resnet18?num_classes=10", {"num_classes": 10}),
+        ("timm:resnet18?drop_rate=0.1&drop_path_rate=2e-1", {"drop_rate": 0.1, "drop_path_rate": 0.2}),
+        ("timm:resnet18?global_pool=avg&scriptable=True", {"global_pool": "avg", "scriptable": True}),
+        ("timm:resnet18?x=None&y=", {"x": None, "y": ""}),
+        ("timm:resnet18?img_size=(3,4)", {"img_size": (3, 4)}),
+        ("timm:resnet18?evil=__import__('os').getcwd()", {"evil": "__import__('os').getcwd()"}),
+    ],
+)
+def test_timm_names_make_models_without_pretrained_weights(spec: str, arguments: dict[str, Any]) -> None:
+    assert call(spec).made_with == ("resnet18", {"pretrained": False, **arguments})
+
+
+@pytest.mark.usefixtures("timm")
+def test_timm_models_take_a_state_dict(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    loaded = load_checkpoint(tmp_path / "m.pt", resolve("timm:resnet18?num_classes=2")).model
+    assert torch.equal(loaded.weight, model.weight)  # type: ignore[arg-type]  # a Linear, seen as a Module
+
+
+@pytest.mark.usefixtures("timm")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("timm:resnet81", "timm has no model 'resnet81'; did you mean resnet18?"),
+        ("timm:", "timm has no model ''"),
+        ("timm:resnet18?drop_rate", "write arguments as timm:NAME?argument=value"),
+        ("timm:resnet18?pretrained=True", "pretrained does not do"),
+    ],
+)
+def test_a_timm_name_that_does_not_do_says_why(spec: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(spec)
+    assert message in str(caught.value)
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r"pip install 'rdrop-analysis\[timm\]'"):
+        resolve("timm:resnet18")

@@ -13,8 +13,11 @@ from rdrop_analysis.commands.options import verbosity
 @click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
 @verbosity
 def inspect(checkpoint: Path, quiet: bool) -> None:
-    """Show what a checkpoint holds: format, architecture, training settings, tensors. Never runs code from it."""
-    from rdrop_analysis.inspection import inspect_checkpoint
+    """Show what a checkpoint holds: format, architecture, training settings, tensors. Never runs code from it.
+
+    CHECKPOINT is a file, an index of shards, or a Hugging Face directory.
+    """
+    from rdrop_analysis.contents import inspect_checkpoint
     from rdrop_analysis.terminal import show_contents
 
     contents = inspect_checkpoint(checkpoint)
