@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -25,7 +25,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some examples: `inputs` [B, ...], `labels` int64 [B] or [B, L] or None, `start` the first's index."""
+    """Some examples: `inputs` [B, ...], their `labels` or None, `start` the first's index.
+
+    Labels are int64, classes [B], [B, L] for tokens, 0 and 1 [B, C] for several labels at once; or floating
+    point, targets [B] or [B, D] where NaN is not known, or 0 and 1 [B, C].
+    """
 
     inputs: Inputs
     labels: Tensor | None
@@ -42,7 +46,8 @@ class Data:
 
     There is one piece when all examples have one shape; examples of several shapes (sequences padded batch by
     batch) stay in the batches they came in, as several pieces. `class_names` names the classes, `image_shape`
-    is how to show one input as a picture, `texts` has one text an example.
+    is how to show one input as a picture, `texts` has one text an example, `notes` say by code what a reader
+    has to know of how the data were prepared.
     """
 
     source: str
@@ -50,6 +55,7 @@ class Data:
     class_names: list[str] | None = None
     image_shape: tuple[int, ...] | None = None
     texts: list[str] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_examples(self) -> int:
@@ -118,10 +124,36 @@ def n_rows(inputs: Inputs) -> int:
     return next(iter(named_tensors(inputs).values())).shape[0]
 
 
+def with_whole_labels(data: Data) -> Data:
+    """Return the data with labels that are whole numbers in floating point made int64, as classes must be.
+
+    Raises `DataError` if one is not whole, is negative (other than -100, which marks positions to ignore), or
+    is not known.
+    """
+    pieces = tuple(replace(piece, labels=_whole(piece)) for piece in data.pieces)
+    return replace(data, pieces=pieces)
+
+
+def _whole(piece: Batch) -> Tensor | None:
+    """Return the labels of a piece as int64."""
+    if piece.labels is None or not piece.labels.is_floating_point():
+        return piece.labels
+    whole = piece.labels.to(torch.int64)
+    wrong = (whole != piece.labels) | ((whole < 0) & (whole != IGNORED))
+    if wrong.any():
+        place = tuple(wrong.nonzero()[0].tolist())
+        value, example = piece.labels[place].item(), piece.start + place[0]
+        raise DataError(f"label {value} at example {example}: classes are 0, 1, ... or {IGNORED} to ignore")
+    return whole
+
+
 def check_labels(data: Data, n_classes: int) -> None:
-    """Raise `DataError` if a label is not in 0..n_classes-1 (or -100, which marks positions to ignore)."""
+    """Raise `DataError` if a class is not in 0..n_classes-1 (or -100, which marks positions to ignore).
+
+    Targets in floating point are not classes, and not looked at.
+    """
     for piece in data.pieces:
-        if piece.labels is None:
+        if piece.labels is None or piece.labels.is_floating_point():
             continue
         wrong = (piece.labels != IGNORED) & ((piece.labels < 0) | (piece.labels >= n_classes))
         if wrong.any():
