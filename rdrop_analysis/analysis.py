@@ -15,21 +15,21 @@ from torch import nn
 from rdrop_analysis.assembling import (
     choose_reference,
     comparisons,
+    data_findings,
     data_record,
     environment,
     per_example_table,
     run_findings,
     tool_version,
 )
-from rdrop_analysis.data import Data
-from rdrop_analysis.datasets import load_data
 from rdrop_analysis.errors import INTERRUPTED, DataError, RDropAnalysisError, UsageError
 from rdrop_analysis.files import printable
 from rdrop_analysis.gallery import most_inconsistent
 from rdrop_analysis.measuring import Measured, measure_subject
 from rdrop_analysis.results import Results
+from rdrop_analysis.sources import Source
 from rdrop_analysis.subjects import Entry, Models, entries
-from rdrop_analysis.tasks import TASKS
+from rdrop_analysis.tasks import AUTO, TASKS
 from rdrop_probes.masks import Masks
 from rdrop_probes.measure import Settings
 from rdrop_probes.records import SCHEMA_VERSION, Failure, RunRecord, Unit
@@ -51,13 +51,14 @@ def analyze(
     seed: int = 0,
     masks: Masks = "per-example",
     strategy: Strategy = "auto",
-    model: Callable[[], nn.Module] | None = None,
-    task: str = "classification",
+    model: Callable[..., nn.Module] | None = None,
+    task: str = AUTO,
     reference: str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
     device: str = "cpu",
     unit: Unit = "nats",
+    trust_code: bool = False,
     keep_going: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Results:
@@ -65,21 +66,24 @@ def analyze(
 
     Args:
         models: a checkpoint's path, a module, a sequence of these, or a mapping of names to them.
-        data: a built-in name (`digits`), a file, `mod:callable`, an `(inputs, labels)` pair, or an iterable of
-            batches; None takes the data that a self-describing checkpoint names.
+        data: a built-in name (`digits`), a file (arrays, or texts and images that the checkpoint's own tokenizer or
+            processor reads), `mod:callable`, an `(inputs, labels)` pair, or an iterable of batches; None takes the
+            data that a self-describing checkpoint names.
         sub_models: K, how many sub-models to sample, at least 2.
         probes: names of the probes to run; None runs all that fit the data.
         seed: every mask follows from it; the same masks serve all checkpoints of one architecture.
         masks: "per-example" as in training, or "shared" by all examples, so that a sub-model is one network.
         strategy: "auto", or "vmap" or "loop" to insist on how sub-models are run.
         model: builds the module that plain state dicts are loaded into, strictly.
-        task: only "classification" so far.
+        task: what the outputs are, a name in `rdrop_analysis.tasks.TASKS`; "auto" goes by what the checkpoint says,
+            else by the shapes of outputs and labels.
         reference: name of the checkpoint the others are compared with; None takes the first trained with
             alpha 0, else the first.
         batch_size: examples at a time; None chooses by the size of an example.
         limit: use only the first examples.
         device: where to run, such as "cpu" or "cuda".
         unit: what divergences are shown in.
+        trust_code: read pickled modules and TorchScript, which run code of theirs when read.
         keep_going: collect the failures of single checkpoints in `Results.record.failures` and go on.
         progress: called with (checkpoint, examples done, examples in all).
 
@@ -91,17 +95,18 @@ def analyze(
         CheckpointError, DataError, UnsafeFileError: see these; with `keep_going` only if nothing was measured.
     """
     settings = _settings(sub_models, seed, masks, strategy)
-    for name, value, allowed in (("task", task, TASKS), ("unit", unit, get_args(Unit))):
+    for name, value, allowed in (("task", task, (AUTO, *TASKS)), ("unit", unit, get_args(Unit))):
         if value not in allowed:
             raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
     probes = probes.split(",") if isinstance(probes, str) else probes
     named = entries(models)
     if reference is not None and reference not in (known := [entry.name for entry in named]):
         raise UsageError(f"there is no checkpoint {reference!r} to be the reference: choose from {', '.join(known)}")
-    run = _Run(settings, _device(device), model, probes, batch_size, limit, progress, keep_going=keep_going)
+    options = Options(settings, _device(device), model, probes, batch_size, limit, task, trust_code, keep_going)
+    run = _Run(options, progress, Source(data, limit, task))
     started = time.monotonic()
-    given = None if data is None else load_data(data, limit)
-    run.measure_all(named, given)
+    run.source.open()
+    run.measure_all(named)
     config: dict[str, object] = {
         "sub_models": sub_models,
         "seed": seed,
@@ -109,7 +114,7 @@ def analyze(
         "strategy": strategy,
         "batch_size": batch_size,
         "limit": limit,
-        "task": task,
+        "task": run.tasks,
         "probes": list(probes) if probes is not None else run.probes_run(),
         "unit": unit,
         "level": LEVEL,
@@ -117,39 +122,52 @@ def analyze(
     return run.results(reference, config, time.monotonic() - started)
 
 
+@dataclass(frozen=True)
+class Options:
+    """What holds for every checkpoint of a run."""
+
+    settings: Settings
+    device: torch.device
+    factory: Callable[..., nn.Module] | None
+    probes: Sequence[str] | None
+    batch_size: int | None
+    limit: int | None
+    task: str
+    trust_code: bool
+    keep_going: bool
+
+
 @dataclass
 class _Run:
     """What grows while checkpoints are measured one after the other."""
 
-    settings: Settings
-    device: torch.device
-    factory: Callable[[], nn.Module] | None
-    probes: Sequence[str] | None
-    batch_size: int | None
-    limit: int | None
+    options: Options
     progress: Progress
-    keep_going: bool
-    data: Data | None = None
+    source: Source
     measured: list[Measured] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     first: RDropAnalysisError | None = None
 
-    def measure_all(self, named: Sequence[Entry], given: Data | None) -> None:
-        self.data = given
+    @property
+    def tasks(self) -> str:
+        """Names of the tasks that outputs were read for: one, unless checkpoints differ."""
+        return ", ".join(dict.fromkeys(m.reader.task.name for m in self.measured))
+
+    def measure_all(self, named: Sequence[Entry]) -> None:
         for place, entry in enumerate(named):
             try:
                 self.measured.append(self._measure(entry))
             except RDropAnalysisError as problem:
                 self._failed(entry, problem)
             except KeyboardInterrupt:
-                if not self.keep_going or not self.measured:
+                if not self.options.keep_going or not self.measured:
                     raise
                 self.failures += [
                     Failure(checkpoint=e.name, message="interrupted", exit_code=INTERRUPTED) for e in named[place:]
                 ]
                 return
             except Exception as problem:  # a fault of ours must not lose what was measured before
-                if not self.keep_going:
+                if not self.options.keep_going:
                     raise
                 text = (
                     f"unexpected {type(problem).__name__}: {printable(problem, 200)}; -v shows where, please report it"
@@ -161,14 +179,13 @@ class _Run:
         logger.debug("%s was not measured", entry.name, exc_info=cause or problem)
         self.failures.append(Failure(checkpoint=entry.name, message=str(problem), exit_code=problem.exit_code))
         self.first = self.first or problem
-        if not self.keep_going:
+        if not self.options.keep_going:
             raise problem from cause
 
     def _measure(self, entry: Entry) -> Measured:
-        subject, checkpoint = entry.load(self.factory)
-        if self.data is None:
-            self.data = self._named_by(checkpoint.data if checkpoint else None, entry.name)
-        data = self.data
+        options = self.options
+        subject, checkpoint = entry.load(options.factory, trust_code=options.trust_code)
+        data = self.source.data_for(entry.name, checkpoint)
         done = 0
 
         def advance(n: int) -> None:
@@ -177,47 +194,47 @@ class _Run:
             self.progress(entry.name, done, data.n_examples)
 
         self.progress(entry.name, 0, data.n_examples)
-        subject.model.to(self.device)
-        return measure_subject(
+        subject.model.to(options.device)
+        measured = measure_subject(
             subject,
             data,
-            self.settings,
-            probes=None if self.probes is None else list(self.probes),
-            batch_size=self.batch_size,
+            options.settings,
+            task=self.source.task_of(checkpoint),
+            probes=None if options.probes is None else list(options.probes),
+            batch_size=options.batch_size,
             progress=advance,
         )
-
-    def _named_by(self, name: str | None, checkpoint: str) -> Data:
-        if name is None:
-            raise UsageError(
-                f"{checkpoint} does not name its data: pass --data with a built-in name, a file or file.py:callable"
-            )
-        return load_data(name, self.limit)
+        self.source.keep(data)
+        return measured
 
     def probes_run(self) -> list[str]:
         """Names of the probes that fitted the data."""
-        return [probe.name for probe in choose(None, labels=self.data is not None and self.data.has_labels)]
+        labels = self.source.data is not None and self.source.data.has_labels
+        families = dict.fromkeys(m.reader.family.name for m in self.measured)
+        return list(dict.fromkeys(p.name for family in families for p in choose(None, labels=labels, family=family)))
 
     def results(self, reference: str | None, config: dict[str, object], seconds: float) -> Results:
-        if self.data is None or not self.measured:
+        data = self.source.data
+        if data is None or not self.measured:
             raise self.first or UsageError("nothing was measured")
         chosen = choose_reference(self.measured, reference)
+        notes = run_findings(self.measured, reference) + data_findings(data, self.source.differing)
         record = RunRecord(
             schema_version=SCHEMA_VERSION,
             tool={"name": "rdrop-analysis", "version": tool_version()},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
-            environment=environment(self.device),
+            environment=environment(self.options.device),
             config=config,
-            data=data_record(self.data, max(m.n_classes for m in self.measured)),
+            data=data_record(data, self.measured),
             checkpoints=[m.result for m in self.measured],
             reference=chosen.result.name if len(self.measured) > 1 else None,
             comparisons=comparisons(chosen, self.measured),
-            examples=most_inconsistent(self.measured, self.data),
-            warnings=[*run_findings(self.measured, reference), *(f for m in self.measured for f in m.findings)],
+            examples=most_inconsistent(self.measured, data),
+            warnings=[*notes, *(f for m in self.measured for f in m.findings)],
             failures=self.failures,
         )
-        return Results(record, per_example_table(self.measured, self.data))
+        return Results(record, per_example_table(self.measured, data))
 
 
 def _settings(sub_models: int, seed: int, masks: Masks, strategy: Strategy) -> Settings:

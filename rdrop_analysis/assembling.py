@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rdrop_analysis.data import Data
+from rdrop_analysis.data import IGNORED, Data
 from rdrop_analysis.measuring import Measured
 from rdrop_probes.records import Comparison, DataRecord, Finding
 from rdrop_probes.statistics import adjust, compare
@@ -38,9 +38,21 @@ def run_findings(measured: Sequence[Measured], reference: str | None) -> list[Fi
         chosen = choose_reference(measured, reference).result.name
         text = f"the reference {reference} was not measured: {chosen} takes its place"
         findings.append(Finding(code="reference_replaced", message=text))
-    if len(classes := {m.n_classes for m in measured}) > 1:
+    if len(classes := {m.reader.n_outputs for m in measured}) > 1:
         text = f"the checkpoints have different numbers of classes ({', '.join(map(str, sorted(classes)))})"
         findings.append(Finding(code="different_classes", message=text))
+    if len(tasks := dict.fromkeys(m.reader.task.name for m in measured)) > 1:
+        text = f"the checkpoints are for different tasks ({', '.join(tasks)}): name one with --task to compare them"
+        findings.append(Finding(code="different_tasks", message=text))
+    return findings
+
+
+def data_findings(data: Data, differing: bool) -> list[Finding]:
+    """What the reader has to know of the data."""
+    findings = [Finding(code=code, message=text) for code, text in data.notes.items()]
+    if differing:
+        text = "the checkpoints' own tokenizers or processors make different inputs of the same examples"
+        findings.append(Finding(code="different_inputs", message=text))
     return findings
 
 
@@ -51,6 +63,9 @@ def comparisons(reference: Measured, measured: Sequence[Measured]) -> list[Compa
 
 
 def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
+    """Every metric that both have of rows of the same kind."""
+    if reference.reader.task.per != candidate.reader.task.per or reference.reader.family != candidate.reader.family:
+        return []
     return [
         compare(
             name,
@@ -65,41 +80,55 @@ def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
 
 
 def per_example_table(measured: Sequence[Measured], data: Data) -> pd.DataFrame:
-    """One row a checkpoint and example."""
-    labels = np.concatenate([_labels(piece.labels, len(piece)) for piece in data.pieces])
-    frames = []
-    for m in measured:
-        columns = {
-            name: m.columns[name].values
-            for name in m.result.metrics
-            if m.columns[name].tabulated and len(m.columns[name].values) == len(labels)
-        }
-        fixed = {
-            "checkpoint": m.result.name,
-            "example": np.arange(len(labels)),
-            "label": pd.array(labels, dtype="Int64"),
-            "prediction": m.measurement.predictions.numpy(),
-        }
-        frames.append(pd.DataFrame({**fixed, **columns}))
-    return pd.concat(frames, ignore_index=True)
+    """One row a checkpoint and example: label and prediction where it has one, `rows` where it has several."""
+    return pd.concat([_frame(m, data) for m in measured], ignore_index=True)
 
 
-def _labels(labels: torch.Tensor | None, n: int) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
-    values = np.full(n, None, dtype=object)
-    if labels is not None:
-        values[:] = [None if label < 0 else label for label in labels.tolist()]
-    return values
+def _frame(m: Measured, data: Data) -> pd.DataFrame:
+    n = data.n_examples
+    columns = {
+        name: m.columns[name].values
+        for name in m.result.metrics
+        if m.columns[name].tabulated and len(m.columns[name].values) == n
+    }
+    fixed: dict[str, object] = {"checkpoint": m.result.name, "example": np.arange(n)}
+    if m.reader.task.per == "example":
+        fixed |= {"label": labels_column(data), "prediction": m.measurement.predictions.numpy()}
+    else:
+        counts = next((m.columns[name].weights for name in columns if m.columns[name].weights is not None), None)
+        fixed |= {} if counts is None else {"rows": counts.astype(int)}
+    return pd.DataFrame({**fixed, **columns})
 
 
-def data_record(data: Data, n_classes: int) -> DataRecord:
+def labels_column(data: Data) -> pd.api.extensions.ExtensionArray:
+    """The label of each example, a class or a number; missing where it is not known or there are several."""
+    values: list[float | int | None] = []
+    for piece in data.pieces:
+        one = piece.labels is not None and piece.labels.reshape(len(piece), -1).shape[1] == 1
+        values += _known(piece.labels) if one and piece.labels is not None else [None] * len(piece)
+    whole = all(value is None or isinstance(value, int) for value in values)
+    return pd.array(values, dtype="Int64" if whole else "Float64")
+
+
+def _known(labels: torch.Tensor) -> list[float | int | None]:
+    flat = labels.reshape(-1).tolist()
+    return [None if value == IGNORED or value != value else value for value in flat]
+
+
+def data_record(data: Data, measured: Sequence[Measured]) -> DataRecord:
     """What the record says of the data."""
+    task = measured[0].reader.task
+    counts = [column.weights for column in measured[0].columns.values() if column.weights is not None]
     return DataRecord(
         source=data.source,
         n_examples=data.n_examples,
-        n_classes=n_classes,
+        n_classes=max(m.reader.n_outputs for m in measured),
         has_labels=data.has_labels,
         fingerprint=data.fingerprint,
         class_names=data.class_names,
+        task=task.name,
+        per=task.per,
+        n_rows=int(counts[0].sum()) if counts else data.n_examples,
     )
 
 

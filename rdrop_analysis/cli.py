@@ -17,6 +17,7 @@ from rdrop_analysis.commands.report import report
 from rdrop_analysis.commands.sites import sites
 from rdrop_analysis.commands.train import train
 from rdrop_analysis.errors import INTERRUPTED, RDropAnalysisError
+from rdrop_analysis.files import visible
 
 EPILOG = """\b
 Examples:
@@ -51,7 +52,7 @@ class Group(DefaultGroup):  # type: ignore[misc] # click-default-group has no ty
 def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     if ctx.meta.get("verbose"):
         click.echo(traceback.format_exc(), err=True, nl=False)
-    raise _FailureError(message, exit_code) from None
+    raise _FailureError(visible(message), exit_code) from None
 
 
 class _FailureError(click.ClickException):

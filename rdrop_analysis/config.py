@@ -36,7 +36,8 @@ def fill_from_files(
             without `trust_code`.
     """
     settings = dict(given)
-    for path, table in _tables(checkpoints[0].parent):
+    first = checkpoints[0]
+    for path, table in _tables([first.parent, first] if first.is_dir() else [first.parent]):
         for key, value in table.items():
             if ignore_others and key not in given:
                 continue
@@ -49,7 +50,7 @@ def fill_from_files(
     return settings
 
 
-def _tables(beside: Path) -> list[tuple[Path, dict[str, Any]]]:
+def _tables(places: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """Tables that apply, the farthest first so that the nearer ones are written over them."""
     tables = []
     project = Path("pyproject.toml")
@@ -59,10 +60,8 @@ def _tables(beside: Path) -> list[tuple[Path, dict[str, Any]]]:
         if not isinstance(table, dict):
             raise UsageError(f"{project}: tool.{TABLE} must be a table of options")
         tables.append((project, table))
-    own = beside / OWN_FILE
-    if own.is_file():
-        tables.append((own, _read(own)))
-    return tables
+    owns = [place / OWN_FILE for place in places]
+    return tables + [(own, _read(own)) for own in owns if own.is_file()]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rdrop_analysis.calling import call
 from rdrop_analysis.data import Data, map_tensors
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.losses import RDropLoss, RDropTerms, concatenated_forward
 from rdrop_analysis.recipes import Recipe
-from rdrop_analysis.tasks import call
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import base64
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from rdrop_analysis.assembling import labels_column
 from rdrop_analysis.data import Data, Inputs
 from rdrop_analysis.measuring import Measured
 from rdrop_probes.records import Example, ExampleInput
@@ -34,12 +36,20 @@ def _example(index: int, measured: Sequence[Measured], data: Data) -> Example:
     label = _label(data, index)
     return Example(
         index=index,
-        label=None if label is None else class_name(data, label),
-        predictions={m.result.name: class_name(data, int(m.measurement.predictions[index])) for m in measured},
+        label=None if label is None else class_name(data, label) if isinstance(label, int) else f"{label:.4g}",
+        predictions={m.result.name: name for m in measured if (name := _prediction(m, data, index)) is not None},
         epkl={m.result.name: float(m.columns["epkl"].values[index]) for m in measured},
         votes={m.result.name: _votes(m.measurement.votes[index], data) for m in measured if len(m.measurement.votes)},
         input=shown_input(data, index),
     )
+
+
+def _prediction(m: Measured, data: Data, index: int) -> str | None:
+    """The eval model's class or number; None where an example has several rows."""
+    if m.reader.task.per != "example":
+        return None
+    predicted = m.measurement.predictions[index].item()
+    return f"{predicted:.4g}" if m.reader.family.name == "gaussian" else class_name(data, int(predicted))
 
 
 def class_name(data: Data, index: int) -> str:
@@ -59,12 +69,10 @@ def shown_input(data: Data, index: int) -> ExampleInput:
     return ExampleInput(kind="values", values=[round(float(v), 6) for v in tensor.flatten()[:MAX_VALUES]])
 
 
-def _label(data: Data, index: int) -> int | None:
-    for piece in data.pieces:
-        if piece.labels is not None and 0 <= index - piece.start < len(piece):
-            label = int(piece.labels[index - piece.start])
-            return label if label >= 0 else None
-    return None
+def _label(data: Data, index: int) -> int | float | None:
+    """The label of an example that has one and only one."""
+    value = labels_column(data)[index]
+    return None if pd.isna(value) else value
 
 
 def _votes(counts: Tensor, data: Data) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rdrop_analysis.calling import call
 from rdrop_analysis.data import Inputs, map_tensors
-from rdrop_analysis.tasks import call
 
 
 def concatenated_forward(model: nn.Module, inputs: Inputs, passes: int = 2) -> Tensor:

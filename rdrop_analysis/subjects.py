@@ -25,13 +25,25 @@ class Entry:
     name: str
     model: Model
 
-    def load(self, factory: Callable[[], nn.Module] | None) -> tuple[Subject, LoadedCheckpoint | None]:
+    def load(
+        self, factory: Callable[..., nn.Module] | None, *, trust_code: bool = False
+    ) -> tuple[Subject, LoadedCheckpoint | None]:
         """The model itself, and the checkpoint it came from, if any."""
         if isinstance(self.model, nn.Module):
             return Subject(self.name, self.model, type(self.model).__name__), None
-        found = load_checkpoint(self.model, factory)
-        subject = Subject(self.name, found.model, found.architecture, str(found.path), found.sha256, found.training)
-        return subject, found
+        found = load_checkpoint(self.model, factory, trust_code=trust_code)
+        return (
+            Subject(
+                self.name,
+                found.model,
+                found.architecture,
+                str(found.path),
+                found.sha256,
+                found.training,
+                found.notes,
+            ),
+            found,
+        )
 
 
 def entries(models: Models) -> list[Entry]:
@@ -60,18 +72,23 @@ def entries(models: Models) -> list[Entry]:
 
 def _names(models: Sequence[Any]) -> list[str]:
     paths = [Path(m) if isinstance(m, str | Path) else Path(f"model-{i}") for i, m in enumerate(models, 1)]
-    return list(_distinct(paths))
+    return list(_distinct([path.resolve() if path.is_dir() else path for path in paths]))
 
 
 def _distinct(paths: Sequence[Path]) -> Iterator[str]:
     """Stems; where they clash, with as many parent folders as tell them apart; at last the file's own name."""
     for path in paths:
         rivals = [other for other in paths if other != path]
-        candidates = ["/".join([*path.parent.parts[len(path.parent.parts) - n :], path.stem]) for n in range(5)]
+        candidates = ["/".join([*path.parent.parts[len(path.parent.parts) - n :], _stem(path)]) for n in range(5)]
         taken = [_tails(other) for other in rivals]
         yield next((c for c in candidates if not any(c in tails for tails in taken)), str(path))
 
 
 def _tails(path: Path) -> set[str]:
     parts = path.parent.parts
-    return {"/".join([*parts[len(parts) - n :], path.stem]) for n in range(min(5, len(parts) + 1))}
+    return {"/".join([*parts[len(parts) - n :], _stem(path)]) for n in range(min(5, len(parts) + 1))}
+
+
+def _stem(path: Path) -> str:
+    """Name of a file without its suffix; what looks like one in a directory's name is part of it."""
+    return path.name if path.is_dir() else path.stem

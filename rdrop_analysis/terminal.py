@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
-from rdrop_probes.records import Metric, RunRecord, SiteRecord
+from rdrop_analysis.files import printable, visible
+from rdrop_probes.records import Metric, RunRecord
 from rdrop_reports.definitions import is_share, label, unit_text
 from rdrop_reports.numbers import format_parts
 from rdrop_reports.verdict import caveats, headline, verdicts
 
 if TYPE_CHECKING:
+    from rdrop_analysis.audit import Audit, Row
     from rdrop_analysis.inspection import Contents
     from rdrop_analysis.results import Results
 
@@ -29,6 +32,10 @@ HEADLINE_METRICS = (
     "accuracy_eval",
     "accuracy_sub",
     "accuracy_mean",
+    "pairwise_mse",
+    "mse_eval",
+    "mse_sub",
+    "mse_mean",
     "nll_eval",
     "nll_sub",
     "nll_mean",
@@ -40,6 +47,7 @@ HEADLINE_METRICS = (
 LABEL_WIDTH = 25
 COLUMN_WIDTH = 18
 MAX_TENSORS = 40
+LONGEST_PATH = 200
 
 
 class _Console(Console):
@@ -48,6 +56,10 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Leave it to the command line."""
         raise BrokenPipeError
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Render text of which parts may come from a file: no control character of theirs reaches the terminal."""
+        return super().render_str(visible(text), **options)
 
 
 @contextmanager
@@ -58,7 +70,7 @@ def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
         def advance(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(escape(name), total=total)
+                tasks[name] = bars.add_task(escape(printable(name)), total=total)
             bars.update(tasks[name], completed=done)
 
         yield advance
@@ -80,38 +92,46 @@ def show(results: Results, directory: Path, formats: Sequence[str], *, quiet: bo
         _show_verdict(console, record)
         console.print(_metrics_table(record, console.width))
         _show_files(console, directory, formats)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = _Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in record.failures:
         errors.print(f"Error: {escape(failure.checkpoint)} was not measured: {escape(failure.message)}")
 
 
-def show_sites(sites: Sequence[SiteRecord]) -> None:
-    """One row a site."""
+def show_sites(audit: Audit, *, every: bool = False) -> None:
+    """One row a group of repeated layers, or with `every` one a site; then what they amount to."""
+    from rdrop_analysis.audit import rows
+
     console = _Console(highlight=False, soft_wrap=True)
-    if not sites:
-        console.print("The model draws nothing: it has no active dropout.")
-        return
-    table = Table("site", "kind", "rate", "mask for one example", "in eval mode", "mask per example")
-    for site in sites:
-        rate = "" if site.rate is None else f"{site.rate:g}"
-        shape = " x ".join(map(str, site.mask_shape)) or "1"
-        eval_mode = "draws" if site.fires_in_eval else "silent"
-        table.add_row(escape(site.label), site.kind, rate, shape, eval_mode, "yes" if site.per_example else "no")
-    console.print(table)
-    console.print(f"{len(sites)} site(s)")
+    if audit.sites:
+        heads: tuple[str, ...] = ("n", "kind", "rate", "mask", "in eval", "patching", "shared")
+        heads = heads[:-1] if all(site.per_example for site in audit.sites) else heads
+        table = Table(Column("site", overflow="fold"), *heads, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for row in rows(audit.sites, every=every):
+            table.add_row(escape(printable(row.label, LONGEST_PATH)), *_site_cells(row)[: len(heads)])
+        console.print(table, soft_wrap=False)
+    for sentence in audit.sentences():
+        console.print(escape(sentence))
+
+
+def _site_cells(row: Row) -> tuple[str, ...]:
+    """Number of sites, kind, rate, mask, eval mode, module patching, whether a batch shares the mask."""
+    site = row.sites[0]
+    in_eval = "[yellow]draws[/yellow]" if site.fires_in_eval else "silent"
+    patching = "reaches" if site.found_by_patching else "[red]misses[/red]"
+    shared = "" if site.per_example else "by batch"
+    return str(len(row.sites)), escape(site.kind), row.rate, row.mask, in_eval, patching, shared
 
 
 def show_contents(contents: Contents) -> None:
     """What `inspect` found."""
     console = _Console(highlight=False, soft_wrap=True)
-    kind = "state dict" if contents.description is None else "self-describing checkpoint"
-    console.print(f"{escape(str(contents.path))}: {kind}, sha256 {contents.sha256}")
+    console.print(f"{escape(str(contents.path))}: {escape(contents.kind)}, sha256 {contents.sha256}")
     for name, value in (contents.description or {}).items():
-        console.print(f"  {escape(name)}: {escape(value)}")
+        console.print(f"  {escape(printable(name))}: {escape(printable(value, LONGEST_PATH))}")
     table = Table("tensor", "shape", "dtype")
     for name, tensor in list(contents.tensors.items())[:MAX_TENSORS]:
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
-        table.add_row(escape(name), shape, str(tensor.dtype).removeprefix("torch."))
+        table.add_row(escape(printable(name, LONGEST_PATH)), shape, str(tensor.dtype).removeprefix("torch."))
     console.print(table)
     hidden = len(contents.tensors) - MAX_TENSORS
     more = f", {hidden} of them not shown" if hidden > 0 else ""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rdrop_analysis.builtin_data import BUILT_IN
 from rdrop_analysis.checkpoints import Scalar, save_checkpoint
 from rdrop_analysis.data import Data
-from rdrop_analysis.datasets import load_data
 from rdrop_analysis.epochs import Epoch, accuracy, run_epochs
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.losses import RDropLoss
@@ -84,7 +84,8 @@ def train(
     if not 0 <= seed < 2**63:
         raise UsageError(f"the seed must be at least 0 and below 2**63, not {seed}")
     plan = _Plan(task, recipe, criterion, alpha, seed)
-    data, test = load_data(recipe.train_data, recipe.limit), load_data(recipe.data)
+    data, test = BUILT_IN[recipe.train_data](), BUILT_IN[recipe.data]()
+    data = data if recipe.limit is None else data.head(recipe.limit)
     history: list[Epoch] = []
     with _seeded(seed), _one_thread():
         model = build(recipe.architecture, recipe.arguments)

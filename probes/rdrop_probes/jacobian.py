@@ -168,11 +168,11 @@ def spectral_norm(gradients: GradientPass, iterations: int) -> Tensor:
 
 def _norm_by_example(u: Tensor, gradients: GradientPass) -> Tensor:
     """Norm [N] of all rows [P, C] of an example together."""
-    if gradients.owners is None:
-        return torch.linalg.vector_norm(u, dim=-1)
-    squares = u.new_zeros(gradients.n)
-    squares.index_add_(0, gradients.owners, u.square().sum(-1))
-    return squares.sqrt()
+    squares = u.square().sum(-1)
+    if gradients.owners is not None:
+        squares = u.new_zeros(gradients.n).index_add_(0, gradients.owners, squares)
+    norms: Tensor = squares.sqrt()
+    return norms
 
 
 def _norm(v: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class SiteRecord:
 
     `path` is the module's path, `ordinal` counts the draws of that module in one pass, `rate` is the drop
     probability (None where the draw is not a dropout), `mask_shape` is the shape for a single example.
+    `found_by_patching` is whether the usual recipe for MC dropout, every `nn.Dropout` module of the eval model
+    into training mode, makes it draw.
     """
 
     path: str
@@ -53,6 +55,7 @@ class SiteRecord:
     rate: float | None
     mask_shape: list[int]
     fires_in_eval: bool = False
+    found_by_patching: bool = True
     per_example: bool = True
 
     @property
@@ -170,7 +173,11 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """The data measured on. `fingerprint` is a sha256 over inputs and labels."""
+    """The data measured on. `fingerprint` is a sha256 over inputs and labels.
+
+    `per` says what divergences are of, averaged over `n_rows` of them: examples, tokens or labels. `n_classes` is the
+    number of outputs in regression.
+    """
 
     source: str
     n_examples: int
@@ -178,6 +185,9 @@ class DataRecord:
     has_labels: bool
     fingerprint: str
     class_names: list[str] | None = None
+    task: str = "classification"
+    per: Literal["example", "token", "label"] = "example"
+    n_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rdrop_analysis.commands.options import AutoInt, NameList, factory, model_and_data, output, verbosity
+from rdrop_analysis.commands.options import AutoInt, NameList, factory, model_and_data, output, task, trust, verbosity
 from rdrop_analysis.errors import INTERRUPTED
 from rdrop_analysis.files import FORMATS
 
@@ -15,7 +15,7 @@ from rdrop_analysis.files import FORMATS
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...", type=click.Path(path_type=Path))
 @model_and_data
-@click.option("--task", type=click.Choice(["classification"]), default="classification", show_default=True)
+@task
 @click.option("--probes", type=NameList(), help="Which probes to run. Default: all that fit the data.")
 @click.option("--sub-models", metavar="N", type=int, default=32, show_default=True, help="How many to sample.")
 @click.option(
@@ -36,20 +36,21 @@ from rdrop_analysis.files import FORMATS
     "--format", "formats", type=NameList(FORMATS), default="html,png,json,csv", show_default=True, help="What to write."
 )
 @click.option("--unit", type=click.Choice(["nats", "bits"]), default="nats", show_default=True)
-@click.option("--trust-code", is_flag=True, help="Run factories that an rdrop.toml beside the checkpoint names.")
+@trust
 @verbosity
 @click.pass_context
 def analyze(ctx: click.Context, /, checkpoints: tuple[Path, ...], trust_code: bool, **given: Any) -> None:
     """Measure checkpoints on the same data and compare them.
 
-    A checkpoint is a self-describing file of `rdrop-analyze train`, or a state dict (.pt, .pth,
-    .bin, .ckpt, .safetensors) with --model. Options that are not given are looked for in an
-    rdrop.toml beside the checkpoint, then in [tool.rdrop-analysis] of ./pyproject.toml.
+    A checkpoint is a self-describing file of `rdrop-analyze train`, a Hugging Face directory, or
+    weights with --model: a state dict (.pt, .pth, .bin, .safetensors), a Lightning .ckpt, an index
+    of shards. Options that are not given are looked for in an rdrop.toml beside the checkpoint,
+    then in [tool.rdrop-analysis] of ./pyproject.toml.
     """
     from rdrop_analysis.config import fill_from_files
 
     settings = fill_from_files(ctx, given, checkpoints, trust_code=trust_code)
-    _run(ctx, checkpoints, settings)
+    _run(ctx, checkpoints, settings | {"trust_code": trust_code})
 
 
 def _run(ctx: click.Context, checkpoints: tuple[Path, ...], settings: dict[str, Any]) -> None:

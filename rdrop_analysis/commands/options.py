@@ -14,10 +14,19 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MODEL_HELP = "What builds the module for a plain state dict: pkg.mod:callable or path/file.py:callable."
+MODEL_HELP = (
+    "What builds the module for bare weights: pkg.mod:callable or path/file.py:callable, or timm:NAME?arg=value where"
+    " timm is installed. Given a Lightning checkpoint's hyper-parameters by name."
+)
 DATA_HELP = (
-    "What to measure on: digits, fashion-mnist, a .npz, .pt or .safetensors file with inputs (or x) and labels"
-    " (or y), or file.py:callable. Default: what the checkpoint names."
+    "What to measure on: digits, fashion-mnist; arrays in a .npz, .pt or .safetensors file with inputs (or x) and"
+    " labels (or y); texts in .csv, .tsv or .jsonl, a folder of images or a Hugging Face data set on disk, read by the"
+    " checkpoint's own tokenizer or processor; or file.py:callable. Default: what the checkpoint names."
+)
+TASK_NAMES = ("auto", "classification", "tokens", "causal-lm", "seq2seq", "multi-label", "regression")
+TASK_HELP = (
+    "What the outputs are: one label an example, one a token (tagging, masked language models), the next token, a"
+    " decoder's under teacher forcing, several yes or no, or numbers. auto goes by the checkpoint, else by shapes."
 )
 
 
@@ -79,6 +88,21 @@ def model_and_data(command: F) -> F:
     return click.option("--model", metavar="SPEC", help=MODEL_HELP)(command)
 
 
+def task(command: F) -> F:
+    """`--task`."""
+    option = click.option("--task", type=click.Choice(TASK_NAMES), default="auto", show_default=True, help=TASK_HELP)
+    return option(command)
+
+
+def trust(command: F) -> F:
+    """`--trust-code`."""
+    text = (
+        "Run code that comes with files: pickled modules, TorchScript, exported programs, and what an rdrop.toml in"
+        " another directory names."
+    )
+    return click.option("--trust-code", is_flag=True, help=text)(command)
+
+
 def output(default: str) -> Callable[[F], F]:
     """`--output DIR`."""
     return click.option(
@@ -91,7 +115,7 @@ def output(default: str) -> Callable[[F], F]:
     )
 
 
-def factory(spec: str | None) -> Callable[[], nn.Module] | None:
+def factory(spec: str | None) -> Callable[..., nn.Module] | None:
     """What `--model` names."""
     if spec is None:
         return None

@@ -63,6 +63,8 @@ def _per_mode() -> dict[str, Definition]:
     rows: dict[str, tuple[str, str, str, Kind, Direction, str]] = {
         "nll": ("NLL", "−log p(label)", "Negative log-likelihood of the label", "divergence", "lower", ""),
         "accuracy": ("Accuracy", "[argmax p = label]", "Share of right predictions", "share", "higher", ""),
+        "mse": ("MSE", "mean over outputs of (f − target)²", "Mean squared error of the outputs f", "plain", "lower",
+                ""),
         "brier": ("Brier score", "Σ over c of (p(c) − [c = label])²", "Squared error of the probabilities",
                   "plain", "lower", BRIER),
         "ece": ("ECE", "Σ over bins of (count/n) · |accuracy − confidence|",
@@ -83,7 +85,8 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         "epkl": Definition(
             "EPKL", "E over two independent sub-models of KL(p₁ ‖ p₂)",
             "Expected pairwise KL between two sub-models: the left side of the R-Drop constraint, "
-            "0 for sub-models that always agree. Unbiased over ordered pairs, so it can be slightly below 0.",
+            "0 for sub-models that always agree. Unbiased over ordered pairs, so it can be slightly below 0. In "
+            "regression it is that of the surrogate N(f, v): squared differences of the outputs f over 2v.",
             "divergence", "lower", f"{R_DROP}; {MALININ}",
         ),
         "mutual_information": Definition(
@@ -111,6 +114,16 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
             "divergence", "lower", MC_DROPOUT,
         ),
         **_per_mode(),
+        "pairwise_mse": Definition(
+            "MSE between passes", "E over two independent sub-models of mean over outputs of (f₁ − f₂)²",
+            "Mean squared difference of two sub-models' outputs, what R-Drop trains with for regression; divided by "
+            "twice the surrogate's variance and times the number of outputs it is the EPKL.",
+            "plain", "lower", R_DROP,
+        ),
+        "mse_gap": Definition(
+            "MSE gap", "mean over k of MSE(fₖ) − MSE(f₀)",
+            "Squared error with dropout on minus squared error with dropout off.", "plain", "zero", "",
+        ),
         "nll_gap": Definition(
             "NLL gap", "mean over k of NLL(pₖ) − NLL(p₀)",
             "Loss with dropout on minus loss with dropout off: the explicit regulariser of dropout.",
@@ -138,7 +151,8 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         ),
         "jacobian_logits": Definition(
             "Jacobian, logits", "‖∂z/∂x‖ (Frobenius)",
-            "How much the eval model's logits move with the input.", "plain", "lower", HOFFMAN,
+            "How much the eval model's logits (outputs, in regression) move with the input; of several tokens or "
+            "labels, the root mean square over them.", "plain", "lower", HOFFMAN,
         ),
         "jacobian_probs": Definition(
             "Jacobian, probabilities", "‖∂p/∂x‖ (Frobenius)",

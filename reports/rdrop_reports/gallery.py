@@ -33,7 +33,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Row:
-    """What one checkpoint says of the example; `right` is None without a label."""
+    """What one checkpoint says of the example; `right` is None where there is no class to be right about."""
 
     checkpoint: str
     place: int
@@ -84,14 +84,14 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _card(example: Example, places: dict[str, int]) -> Card:
-    rows = [_row(example, name, place) for name, place in places.items() if name in example.predictions]
+    rows = [_row(example, name, place) for name, place in places.items() if name in example.epkl]
     shown = example.input
     return Card(example.index, example.label, _image(shown), _text(shown), rows)
 
 
 def _row(example: Example, name: str, place: int) -> Row:
-    prediction = example.predictions[name]
-    right = None if example.label is None else prediction == example.label
+    prediction = example.predictions.get(name, "")
+    right = None if example.label is None or name not in example.votes else prediction == example.label
     votes = _votes(example.votes.get(name, {}))
     return Row(elide(name, 32), place, prediction, right, format_number(example.epkl.get(name)), votes)
 

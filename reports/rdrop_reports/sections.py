@@ -17,13 +17,13 @@ from rdrop_reports.html_tables import (
 )
 from rdrop_reports.select import in_order
 
-_SCORES = {"accuracy": "Accuracy", "nll": "NLL", "brier": "Brier score", "ece": "ECE"}
+_SCORES = {"accuracy": "Accuracy", "nll": "NLL", "brier": "Brier score", "ece": "ECE", "mse": "MSE"}
 _MODES = {"eval": "Eval model", "sub": "Sub-models", "mean": "MC mean"}
 _GAPS = [
-    "nll_gap", "accuracy_gap", "flip_rate", "disagreement", "kl_sub_to_eval", "kl_eval_to_sub", "kl_mean_to_eval",
-    "expectation_linearity",
+    "nll_gap", "accuracy_gap", "mse_gap", "flip_rate", "disagreement", "kl_sub_to_eval", "kl_eval_to_sub",
+    "kl_mean_to_eval", "expectation_linearity",
 ]  # fmt: skip
-_EPKL = ["epkl", "mutual_information", "reverse_mutual_information"]
+_EPKL = ["epkl", "mutual_information", "reverse_mutual_information", "pairwise_mse"]
 _JACOBIAN = ["jacobian_fisher", "jacobian_logits", "jacobian_probs", "jacobian_spectral"]
 _PREDICTED = ["predicted_epkl", "epkl_over_predicted"]
 _SHOWN = [*_EPKL, *(f"{s}_{mode}" for s in _SCORES for mode in _MODES), *_GAPS, *_JACOBIAN, *_PREDICTED]

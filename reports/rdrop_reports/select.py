@@ -9,8 +9,9 @@ COLOURS = 6  # that can be told apart without seeing red or green
 
 
 def unit_of(record: RunRecord) -> str:
-    """The unit that divergences are shown in: `nats` or `bits`."""
-    return "bits" if record.config.get("unit") == "bits" else "nats"
+    """The unit that divergences are shown in: `nats` or `bits`, and per what unless it is an example."""
+    unit = "bits" if record.config.get("unit") == "bits" else "nats"
+    return unit if record.data.per == "example" else f"{unit} per {record.data.per}"
 
 
 def checkpoint_named(record: RunRecord, name: str | None) -> CheckpointResult | None:

@@ -189,7 +189,7 @@ def _accuracy(record: RunRecord, candidate: str) -> str:
     """What the consistency comes with: a model that ignores its input is perfectly consistent."""
     found = comparison_of(record, candidate, "accuracy_eval")
     if found is None or not is_number(found.difference):
-        return ""
+        return _squared_error(record, candidate)
     points = format_points(found.difference, found.low, found.high)
     if not (is_number(found.low) and is_number(found.high)):
         return f"Its eval accuracy differs by {points} percentage points."
@@ -197,3 +197,16 @@ def _accuracy(record: RunRecord, candidate: str) -> str:
         return f"No difference in eval accuracy is shown ({points} percentage points)."
     word = "higher" if found.difference > 0 else "lower"
     return f"Its eval accuracy is {word} ({points} percentage points)."
+
+
+def _squared_error(record: RunRecord, candidate: str) -> str:
+    """The same of a regression model: whether its error differs."""
+    found = comparison_of(record, candidate, "mse_eval")
+    if found is None or not is_number(found.difference):
+        return ""
+    numbers = format_parts(found.difference, found.low, found.high)
+    if not (is_number(found.low) and is_number(found.high)):
+        return f"Its squared error differs by {numbers}."
+    if found.low <= 0 <= found.high:
+        return f"No difference in squared error is shown ({numbers})."
+    return f"Its squared error is {'higher' if found.difference > 0 else 'lower'} ({numbers})."
