@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rdrop_analysis.data import IGNORED, Data
+from rdrop_analysis.data.examples import IGNORED, Data
 from rdrop_analysis.measuring import Measured
 from rdrop_probes.records import Comparison, DataRecord, Finding
 from rdrop_probes.statistics import adjust, compare

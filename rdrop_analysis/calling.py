@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdrop_analysis.data import Inputs, map_tensors, named_tensors
+from rdrop_analysis.data.examples import Inputs, map_tensors, named_tensors
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from rdrop_analysis.descriptions import (
+from rdrop_analysis.errors import UsageError
+from rdrop_analysis.files import printable
+from rdrop_analysis.loading.descriptions import (
     FORMAT,
     VERSION,
     Scalar,
@@ -22,11 +24,9 @@ from rdrop_analysis.descriptions import (
     in_words,
     save_checkpoint,
 )
-from rdrop_analysis.errors import UsageError
-from rdrop_analysis.files import printable
-from rdrop_analysis.lightning import is_lightning, make_model, plain_settings
-from rdrop_analysis.state_dicts import find_state_dict, fit, ignored_average
-from rdrop_analysis.stored import Stored, digest, read_stored
+from rdrop_analysis.loading.lightning import is_lightning, make_model, plain_settings
+from rdrop_analysis.loading.state_dicts import find_state_dict, fit, ignored_average
+from rdrop_analysis.loading.stored import Stored, digest, read_stored
 
 __all__ = ["FORMAT", "VERSION", "LoadedCheckpoint", "Scalar", "load_checkpoint", "save_checkpoint"]
 
@@ -128,7 +128,7 @@ def _in_factory(stored: Stored, factory: Callable[..., nn.Module], *, trust_code
 
 def _pretrained(stored: Stored, config: Path) -> LoadedCheckpoint:
     """Build the transformers model that a `config.json` describes."""
-    from rdrop_analysis.pretrained import load_pretrained
+    from rdrop_analysis.loading.pretrained import load_pretrained
 
     found = load_pretrained(config, find_state_dict(stored.path, stored.content))
     return _loaded(
@@ -144,7 +144,7 @@ def _pretrained(stored: Stored, config: Path) -> LoadedCheckpoint:
 
 def _own_module(stored: Stored) -> LoadedCheckpoint | None:
     """The module that a trusted file holds, if it is not only weights."""
-    from rdrop_analysis.trusted import module_in
+    from rdrop_analysis.loading.trusted import module_in
 
     own = module_in(stored.path, stored.content)
     return None if own is None else _loaded(stored, own.module, own.architecture, notes=own.notes)
@@ -152,7 +152,7 @@ def _own_module(stored: Stored) -> LoadedCheckpoint | None:
 
 def _without_modules(content: object) -> object:
     """What a trusted file holds, with the weights of modules in place of the modules."""
-    from rdrop_analysis.trusted import weights_in
+    from rdrop_analysis.loading.trusted import weights_in
 
     return weights_in(content)
 

@@ -105,7 +105,7 @@ def _check_trusted(path: Path, name: str, value: Any, *, trust_code: bool) -> No
 
 
 def _is_built_in(value: str) -> bool:
-    from rdrop_analysis.builtin_data import BUILT_IN
+    from rdrop_analysis.data.builtin import BUILT_IN
 
     return value in BUILT_IN
 

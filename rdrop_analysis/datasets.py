@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from rdrop_analysis import factories
-from rdrop_analysis.arrow_data import is_saved_dataset, read_parquet, read_saved_dataset
-from rdrop_analysis.batches import batch_from, joined
-from rdrop_analysis.builtin_data import BUILT_IN
-from rdrop_analysis.data import Batch, Data, Inputs, check_labels
+from rdrop_analysis.data.arrow_data import is_saved_dataset, read_parquet, read_saved_dataset
+from rdrop_analysis.data.batches import batch_from, joined
+from rdrop_analysis.data.builtin import BUILT_IN
+from rdrop_analysis.data.examples import Batch, Data, Inputs, check_labels
+from rdrop_analysis.data.image_folders import read_image_folder
+from rdrop_analysis.data.raw_values import raw_table
+from rdrop_analysis.data.table_files import READERS, read_table
+from rdrop_analysis.data.tables import Table, data_or_table
 from rdrop_analysis.errors import DataError, RDropAnalysisError
 from rdrop_analysis.files import printable
-from rdrop_analysis.image_folders import read_image_folder
-from rdrop_analysis.raw_values import raw_table
-from rdrop_analysis.safe_io import first_bytes, read_tensors
-from rdrop_analysis.table_files import READERS, read_table
-from rdrop_analysis.tables import Table, data_or_table
+from rdrop_analysis.loading.safe_io import first_bytes, read_tensors
 
 __all__ = ["Batch", "Data", "Inputs", "Table", "check_labels", "load_data"]
 

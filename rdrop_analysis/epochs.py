@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rdrop_analysis.calling import call
-from rdrop_analysis.data import Data, map_tensors
+from rdrop_analysis.data.examples import Data, map_tensors
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.losses import RDropLoss, RDropTerms, concatenated_forward
 from rdrop_analysis.recipes import Recipe

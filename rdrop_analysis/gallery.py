@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rdrop_analysis.assembling import labels_column
-from rdrop_analysis.data import Data, Inputs
+from rdrop_analysis.data.examples import Data, Inputs
 from rdrop_analysis.measuring import Measured
 from rdrop_probes.records import Example, ExampleInput
 

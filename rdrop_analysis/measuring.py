@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import nn
 
-from rdrop_analysis.data import Data, check_labels, with_whole_labels
+from rdrop_analysis.data.examples import Data, check_labels, with_whole_labels
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.reading import Reader, recognise
 from rdrop_analysis.tasks import AUTO, Targets

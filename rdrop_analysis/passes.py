@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rdrop_analysis.calling import call
-from rdrop_analysis.data import Inputs, map_tensors
+from rdrop_analysis.data.examples import Inputs, map_tensors
 
 
 def concatenated_forward(model: nn.Module, inputs: Inputs, passes: int = 2) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rdrop_analysis.calling import call, find_scores, several_tensors, shape_text
-from rdrop_analysis.data import IGNORED, Batch, Data, Inputs, named_tensors
+from rdrop_analysis.data.examples import IGNORED, Batch, Data, Inputs, named_tensors
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.tasks import AUTO, TASKS, Targets, Task, counted_places, guess
 from rdrop_probes.families import CATEGORICAL, Family, Gaussian

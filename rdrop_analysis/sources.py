@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rdrop_analysis.checkpoints import LoadedCheckpoint
-from rdrop_analysis.data import Data
+from rdrop_analysis.data.examples import Data
+from rdrop_analysis.data.tables import Table, as_data
 from rdrop_analysis.datasets import load_data
 from rdrop_analysis.errors import UsageError
-from rdrop_analysis.tables import Table, as_data
 from rdrop_analysis.tasks import AUTO
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rdrop_analysis.calling import shape_text
-from rdrop_analysis.data import IGNORED, Data, Inputs
+from rdrop_analysis.data.examples import IGNORED, Data, Inputs
 from rdrop_analysis.errors import DataError
 
 Per = Literal["example", "token", "label"]

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdrop_analysis.builtin_data import BUILT_IN
 from rdrop_analysis.checkpoints import Scalar, save_checkpoint
-from rdrop_analysis.data import Data
+from rdrop_analysis.data.builtin import BUILT_IN
+from rdrop_analysis.data.examples import Data
 from rdrop_analysis.epochs import Epoch, accuracy, run_epochs
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.losses import RDropLoss

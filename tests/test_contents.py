@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rdrop_analysis.checkpoints import load_checkpoint, save_checkpoint
-from rdrop_analysis.contents import inspect_checkpoint
 from rdrop_analysis.errors import CheckpointError, UnsafeFileError, UsageError
+from rdrop_analysis.loading.contents import inspect_checkpoint
 from rdrop_analysis.models import build
 
 CONFIG = {

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchEncoding
 
-from rdrop_analysis import builtin_data, datasets
-from rdrop_analysis.batches import batch_from, joined
-from rdrop_analysis.data import Batch, Data, check_labels, with_whole_labels
+from rdrop_analysis import datasets
+from rdrop_analysis.data import builtin as builtin_data
+from rdrop_analysis.data.batches import batch_from, joined
+from rdrop_analysis.data.examples import Batch, Data, check_labels, with_whole_labels
 from rdrop_analysis.datasets import load_data
 from rdrop_analysis.errors import DataError, UnsafeFileError, UsageError
 
@@ -416,7 +417,7 @@ def test_a_callable_may_return_anything_that_data_may_be(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(
         "import torch\n"
-        "from rdrop_analysis.data import Batch, Data\n"
+        "from rdrop_analysis.data.examples import Batch, Data\n"
         "def pair():\n    return torch.ones(3, 2), torch.arange(3)\n"
         "def batches():\n    for i in range(3):\n        yield torch.ones(1, 2), torch.tensor([i])\n"
         "def data():\n    return Data('x', (Batch(torch.ones(3, 2), torch.arange(3), 0),), texts=['a', 'b', 'c'])\n"

@@ -26,11 +26,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from rdrop_analysis.data import Data
+from rdrop_analysis.data.examples import Data
+from rdrop_analysis.data.preprocessing import Preprocessor
+from rdrop_analysis.data.tables import Table, as_data
 from rdrop_analysis.datasets import load_data
 from rdrop_analysis.errors import DataError, UnsafeFileError, UsageError
-from rdrop_analysis.preprocessing import Preprocessor
-from rdrop_analysis.tables import Table, as_data
 
 SENTENCES = ["the cat sat on the mat", "a dog ran unbelievably fast", "birds sing", "the dog sat"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

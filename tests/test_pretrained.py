@@ -16,10 +16,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rdrop_analysis.architectures import class_names, task_of
 from rdrop_analysis.checkpoints import LoadedCheckpoint, load_checkpoint
 from rdrop_analysis.errors import CheckpointError, RDropAnalysisError, UnsafeFileError, UsageError
-from rdrop_analysis.quiet import offline, quietly
+from rdrop_analysis.loading.architectures import class_names, task_of
+from rdrop_analysis.loading.quiet import offline, quietly
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 TEXT = {**SMALL, "vocab_size": 30, "max_position_embeddings": 20}

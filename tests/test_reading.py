@@ -9,7 +9,7 @@ from torch import nn
 
 from rdrop_analysis import analyze
 from rdrop_analysis.commands.options import TASK_NAMES
-from rdrop_analysis.data import Batch, Data
+from rdrop_analysis.data.examples import Batch, Data
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.reading import recognise
 from rdrop_analysis.tasks import AUTO, TASKS, Targets

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rdrop_analysis.data import Data, named_tensors
+from rdrop_analysis.data.examples import Data, named_tensors
+from rdrop_analysis.data.padding import check_memory, padded_batches
+from rdrop_analysis.data.tables import Table, as_data
 from rdrop_analysis.datasets import load_data
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.padding import check_memory, padded_batches
-from rdrop_analysis.tables import Table, as_data
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(6, 3)).round(4)

@@ -17,7 +17,7 @@ def inspect(checkpoint: Path, quiet: bool) -> None:
 
     CHECKPOINT is a file, an index of shards, or a Hugging Face directory.
     """
-    from rdrop_analysis.contents import inspect_checkpoint
+    from rdrop_analysis.loading.contents import inspect_checkpoint
     from rdrop_analysis.terminal import show_contents
 
     contents = inspect_checkpoint(checkpoint)

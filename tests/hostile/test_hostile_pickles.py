@@ -14,7 +14,7 @@ from pickle_assembler import FORMS, Call, Name, by_reduce, program, push
 from rdrop_analysis.checkpoints import load_checkpoint
 from rdrop_analysis.cli import main
 from rdrop_analysis.errors import UnsafeFileError
-from rdrop_analysis.plain_values import permitted
+from rdrop_analysis.loading.plain_values import permitted
 
 NAMES = sorted(payloads(""))
 PROTOCOLS = range(6)

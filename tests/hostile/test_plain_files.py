@@ -14,8 +14,8 @@ from pickle_assembler import Call, Name, program, push
 from torch import nn
 
 from rdrop_analysis.errors import CheckpointError
-from rdrop_analysis.pickles import scan
-from rdrop_analysis.safe_io import read_tensors
+from rdrop_analysis.loading.pickles import scan
+from rdrop_analysis.loading.safe_io import read_tensors
 
 SHARED = [1, 2, 3]
 ODD = nn.Parameter(torch.ones(2))
@@ -83,7 +83,7 @@ def test_newer_protocols_are_named(tmp_path: Path, protocol: int, legacy: bool) 
 
 
 def test_the_budget_is_of_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rdrop_analysis.pickles.OPERATIONS", 100)
+    monkeypatch.setattr("rdrop_analysis.loading.pickles.OPERATIONS", 100)
     within = program(pickle.MARK + pickle.NONE * 96 + pickle.TUPLE, 2)
     assert scan(io.BytesIO(within), 10).problem is None
     beyond = program(pickle.MARK + pickle.NONE * 97 + pickle.TUPLE, 2)

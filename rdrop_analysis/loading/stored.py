@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rdrop_analysis.errors import CheckpointError, UnsafeFileError
 from rdrop_analysis.files import printable, sha256_of
-from rdrop_analysis.json_files import read_json
-from rdrop_analysis.safe_io import read_tensors
-from rdrop_analysis.sharded import INDEX_SUFFIX, read_shards
+from rdrop_analysis.loading.json_files import read_json
+from rdrop_analysis.loading.safe_io import read_tensors
+from rdrop_analysis.loading.sharded import INDEX_SUFFIX, read_shards
 
 CONFIG = "config.json"
 USUAL_NAMES = (
@@ -101,7 +101,7 @@ def _read(weights: Path, *, trust_code: bool) -> tuple[object, tuple[Path, ...]]
         tensors, shards = read_shards(weights)
         return tensors, (weights, *shards)
     if trust_code:
-        from rdrop_analysis.trusted import read_trusted
+        from rdrop_analysis.loading.trusted import read_trusted
 
         return read_trusted(weights), (weights,)
     try:

@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from rdrop_analysis.data.layouts import SECOND_TEXT, TAGS, TARGET, TEXT, WORDS
+from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_analysis.layouts import SECOND_TEXT, TAGS, TARGET, TEXT, WORDS
-from rdrop_analysis.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd

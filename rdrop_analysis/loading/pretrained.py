@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rdrop_analysis.architectures import class_names, named_class, task_of
 from rdrop_analysis.errors import CheckpointError, RDropAnalysisError, UnsafeFileError, UsageError
 from rdrop_analysis.files import printable
-from rdrop_analysis.json_files import read_json
-from rdrop_analysis.quiet import offline, quietly
+from rdrop_analysis.loading.architectures import class_names, named_class, task_of
+from rdrop_analysis.loading.json_files import read_json
+from rdrop_analysis.loading.quiet import offline, quietly
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdrop_analysis.data import Batch, Data
+from rdrop_analysis.data.examples import Batch, Data
 from rdrop_analysis.errors import DataError
 
 SYSTEM_DATA = Path("/usr/share/datasets")

@@ -18,12 +18,12 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from rdrop_analysis.errors import CheckpointError, UnsafeFileError
-from rdrop_analysis.exported import reopen
 from rdrop_analysis.factories import importable
 from rdrop_analysis.files import printable
-from rdrop_analysis.safe_io import read_tensors
-from rdrop_analysis.scripted import Scripted
-from rdrop_analysis.state_dicts import NESTED_UNDER
+from rdrop_analysis.loading.exported import reopen
+from rdrop_analysis.loading.safe_io import read_tensors
+from rdrop_analysis.loading.scripted import Scripted
+from rdrop_analysis.loading.state_dicts import NESTED_UNDER
 
 _EXPORTED = frozenset({"models/model.json", "serialized_exported_program.json"})
 _SCRIPTED = "constants.pkl"

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rdrop_analysis.errors import CheckpointError
 from rdrop_analysis.files import printable
-from rdrop_analysis.json_files import read_json
-from rdrop_analysis.safe_io import read_tensors
-from rdrop_analysis.state_dicts import find_state_dict
+from rdrop_analysis.loading.json_files import read_json
+from rdrop_analysis.loading.safe_io import read_tensors
+from rdrop_analysis.loading.state_dicts import find_state_dict
 
 INDEX_SUFFIX = ".index.json"
 

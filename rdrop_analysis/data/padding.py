@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rdrop_analysis.batches import batch_from, joined
-from rdrop_analysis.data import IGNORED, Batch
+from rdrop_analysis.data.batches import batch_from, joined
+from rdrop_analysis.data.examples import IGNORED, Batch
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
 

@@ -14,7 +14,7 @@ import torch
 
 from rdrop_analysis.errors import RDropAnalysisError, UnsafeFileError
 from rdrop_analysis.files import printable
-from rdrop_analysis.plain_values import DAMAGED
+from rdrop_analysis.loading.plain_values import DAMAGED
 
 SAVE_STATE_DICT = "save model.state_dict() instead, and name the model with --model pkg.mod:callable"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rdrop_analysis.class_numbers import ClassNames, number_classes
-from rdrop_analysis.data import IGNORED
+from rdrop_analysis.data.class_numbers import ClassNames, number_classes
+from rdrop_analysis.data.examples import IGNORED
+from rdrop_analysis.data.labelling import Labels, plain
+from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_analysis.labelling import Labels, plain
-from rdrop_analysis.tables import Table
 
 
 def tags_of_tokens(

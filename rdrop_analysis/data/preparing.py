@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdrop_analysis.batches import batch_from, joined
-from rdrop_analysis.class_numbers import ClassNames
-from rdrop_analysis.data import IGNORED, Data
+from rdrop_analysis.data.batches import batch_from, joined
+from rdrop_analysis.data.class_numbers import ClassNames
+from rdrop_analysis.data.examples import IGNORED, Data
+from rdrop_analysis.data.labelling import Labels, read_labels
+from rdrop_analysis.data.layouts import Layout, unknown_layout
+from rdrop_analysis.data.padding import LABELS, PIECE, check_memory, padded_batches
+from rdrop_analysis.data.preprocessing import Preprocessor, Row
+from rdrop_analysis.data.tables import Table
+from rdrop_analysis.data.tagging import as_list, tags_of_tokens
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_analysis.labelling import Labels, read_labels
-from rdrop_analysis.layouts import Layout, unknown_layout
-from rdrop_analysis.padding import LABELS, PIECE, check_memory, padded_batches
-from rdrop_analysis.preprocessing import Preprocessor, Row
-from rdrop_analysis.tables import Table
-from rdrop_analysis.tagging import as_list, tags_of_tokens
 
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 MASK_SEED = 0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdrop_analysis.data import IGNORED, Batch, Inputs, named_tensors
+from rdrop_analysis.data.examples import IGNORED, Batch, Inputs, named_tensors
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
 

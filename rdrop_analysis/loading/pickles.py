@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from rdrop_analysis.plain_values import (
+from rdrop_analysis.loading.plain_values import (
     DAMAGED,
     TOO_LARGE,
     Call,

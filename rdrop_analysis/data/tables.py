@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdrop_analysis.class_numbers import ClassNames
-from rdrop_analysis.data import Data
+from rdrop_analysis.data.class_numbers import ClassNames
+from rdrop_analysis.data.examples import Data
+from rdrop_analysis.data.layouts import ARRAYS, Layout, find_layout
+from rdrop_analysis.data.numeric import data_of_numbers
+from rdrop_analysis.data.renumbering import renumbered
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import printable
-from rdrop_analysis.layouts import ARRAYS, Layout, find_layout
-from rdrop_analysis.numeric import data_of_numbers
-from rdrop_analysis.renumbering import renumbered
 
 if TYPE_CHECKING:
-    from rdrop_analysis.preprocessing import Preprocessor
+    from rdrop_analysis.data.preprocessing import Preprocessor
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -76,7 +76,7 @@ class Table:
             DataError: the preprocessor is missing, or an example cannot be used.
             UnsafeFileError: the preprocessor needs code of its own.
         """
-        from rdrop_analysis.preparing import prepare
+        from rdrop_analysis.data.preparing import prepare
 
         try:
             return prepare(self, preprocessor, task, class_names)
@@ -117,6 +117,6 @@ def as_data(given: Data | Table, directory: Path | None, task: str | None, class
             f"{given.source} holds raw examples, which need the checkpoint's own tokenizer or image processor: "
             "pass the Hugging Face directory as CHECKPOINT, or --data file.py:callable that returns tensors"
         )
-    from rdrop_analysis.preprocessing import Preprocessor
+    from rdrop_analysis.data.preprocessing import Preprocessor
 
     return given.prepare(Preprocessor.from_directory(directory), task, class_names)

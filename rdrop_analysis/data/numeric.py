@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rdrop_analysis.batches import batch_from
-from rdrop_analysis.data import Data
+from rdrop_analysis.data.batches import batch_from
+from rdrop_analysis.data.examples import Data
+from rdrop_analysis.data.labelling import Labels, plain, read_labels
+from rdrop_analysis.data.layouts import ARRAYS, BESIDE_ARRAYS, LABEL, TABULAR_LABEL, TEXT, first, unknown_layout
+from rdrop_analysis.data.padding import LABELS, padded_batches
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_analysis.labelling import Labels, plain, read_labels
-from rdrop_analysis.layouts import ARRAYS, BESIDE_ARRAYS, LABEL, TABULAR_LABEL, TEXT, first, unknown_layout
-from rdrop_analysis.padding import LABELS, padded_batches
 
 if TYPE_CHECKING:
-    from rdrop_analysis.tables import Table
+    from rdrop_analysis.data.tables import Table
 
 ROW_NUMBERS = ("", "unnamed: 0", "__index_level_0__")
 """What pandas calls the column of row numbers that it writes."""

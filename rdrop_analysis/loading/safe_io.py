@@ -17,11 +17,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-from rdrop_analysis.archives import SAVE_STATE_DICT, pickle_in
 from rdrop_analysis.errors import RDropAnalysisError, UnsafeFileError
 from rdrop_analysis.files import printable
-from rdrop_analysis.pickles import Scan, scan
-from rdrop_analysis.plain_values import DAMAGED
+from rdrop_analysis.loading.archives import SAVE_STATE_DICT, pickle_in
+from rdrop_analysis.loading.pickles import Scan, scan
+from rdrop_analysis.loading.plain_values import DAMAGED
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"

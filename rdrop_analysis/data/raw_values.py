@@ -7,10 +7,10 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
-from rdrop_analysis.arrow_data import is_dataset, table_of_dataset
+from rdrop_analysis.data.arrow_data import is_dataset, table_of_dataset
+from rdrop_analysis.data.table_files import table_of_frame, table_of_rows
+from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError
-from rdrop_analysis.table_files import table_of_frame, table_of_rows
-from rdrop_analysis.tables import Table
 
 
 def raw_table(value: Any, source: str, limit: int | None) -> Table | None:

@@ -7,11 +7,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rdrop_analysis.data.image_folders import SPLITS
+from rdrop_analysis.data.pictures import first_line
+from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import printable
-from rdrop_analysis.image_folders import SPLITS
-from rdrop_analysis.pictures import first_line
-from rdrop_analysis.tables import Table
 
 MARKS = ("dataset_dict.json", "state.json", "dataset_info.json")
 

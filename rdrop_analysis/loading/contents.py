@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from rdrop_analysis.architectures import class_names, task_of
-from rdrop_analysis.descriptions import read_description
 from rdrop_analysis.files import printable
-from rdrop_analysis.json_files import read_json
-from rdrop_analysis.lightning import hyper_parameters, is_lightning
-from rdrop_analysis.state_dicts import find_state_dict, ignored_average
-from rdrop_analysis.stored import Stored, digest, read_stored
+from rdrop_analysis.loading.architectures import class_names, task_of
+from rdrop_analysis.loading.descriptions import read_description
+from rdrop_analysis.loading.json_files import read_json
+from rdrop_analysis.loading.lightning import hyper_parameters, is_lightning
+from rdrop_analysis.loading.state_dicts import find_state_dict, ignored_average
+from rdrop_analysis.loading.stored import Stored, digest, read_stored
 
 _FROM_CONFIG = ("model_type", "problem_type", "dtype", "torch_dtype", "transformers_version")
 _SHOWN = 5

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdrop_analysis.descriptions import Scalar
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.files import printable
+from rdrop_analysis.loading.descriptions import Scalar
 
 _VERSION = "pytorch-lightning_version"
 _HYPER_PARAMETERS = ("hyper_parameters", "hparams")  # now, and before version 1

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdrop_analysis.builtin_data import BUILT_IN
+from rdrop_analysis.data.builtin import BUILT_IN
 from rdrop_analysis.errors import CheckpointError
 from rdrop_analysis.files import printable, write_whole
+from rdrop_analysis.loading.state_dicts import check_fit, find_state_dict, fit
 from rdrop_analysis.models import build
-from rdrop_analysis.state_dicts import check_fit, find_state_dict, fit
 
 FORMAT = "rdrop-analysis/checkpoint"
 VERSION = 1

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rdrop_analysis.class_numbers import matched
-from rdrop_analysis.data import Batch, Data
+from rdrop_analysis.data.class_numbers import matched
+from rdrop_analysis.data.examples import Batch, Data
 
 
 def renumbered(data: Data, class_names: list[str]) -> Data:

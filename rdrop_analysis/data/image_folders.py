@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import islice, zip_longest
 from pathlib import Path
 
+from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError
-from rdrop_analysis.tables import Table
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SPLITS = ("test", "validation", "valid", "val", "dev", "train")

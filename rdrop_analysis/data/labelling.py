@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rdrop_analysis.class_numbers import ClassNames, number_classes
+from rdrop_analysis.data.class_numbers import ClassNames, number_classes
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rdrop_analysis.data.pictures import first_line, open_image
 from rdrop_analysis.errors import DataError, UnsafeFileError, UsageError
-from rdrop_analysis.pictures import first_line, open_image
-from rdrop_analysis.quiet import offline, quietly
+from rdrop_analysis.loading.quiet import offline, quietly
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
