@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -50,7 +51,10 @@ class Draw:
 
 
 class ModulePaths:
-    """Which module of `model` is running: a stack kept by forward hooks, all removed on exit."""
+    """Which module of `model` is running: a stack kept by torch's hooks for all modules, removed on exit.
+
+    Hooks on the modules themselves would do the same, but turn the fused path of `nn.TransformerEncoder` off.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {module: name for name, module in model.named_modules()}
@@ -64,21 +68,24 @@ class ModulePaths:
     @contextmanager
     def tracked(self) -> Iterator[None]:
         """Keep the stack while the block runs."""
-        handles = []
-        for module, name in self._names.items():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no hooks: what it draws counts as its parent's
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._stack.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: self._pop()))
+        before = register_module_forward_pre_hook(lambda module, _: self._push(module))
         try:
-            yield
+            after = register_module_forward_hook(lambda module, *_: self._pop(module), always_call=True)
+            try:
+                yield
+            finally:
+                after.remove()
         finally:
-            for handle in handles:
-                handle.remove()
+            before.remove()
             self._stack.clear()
 
-    def _pop(self) -> None:
-        self._stack.pop()
+    def _push(self, module: nn.Module) -> None:
+        if module in self._names:  # a module that is made in the pass counts as its maker
+            self._stack.append(self._names[module])
+
+    def _pop(self, module: nn.Module) -> None:
+        if module in self._names and self._stack:
+            self._stack.pop()
 
 
 class DrawInterceptor(TorchDispatchMode):
@@ -92,7 +99,7 @@ class DrawInterceptor(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
         self._paths = paths
         self._respond = respond
-        self._seen: Counter[str] = Counter()
+        self._count: Counter[str] = Counter()
         self.froze = False
 
     def __torch_dispatch__(
@@ -109,6 +116,7 @@ class DrawInterceptor(TorchDispatchMode):
             return self.pass_through(func, frozen, kwargs)
         if func is aten.native_dropout.default:
             return self._native_dropout(*args)
+        kwargs = {name: None if name == "generator" else value for name, value in kwargs.items()}  # ours is used
         prepared = _prepare(func, args, kwargs)
         if prepared is None:
             return self._other(func, args, kwargs)
@@ -121,15 +129,15 @@ class DrawInterceptor(TorchDispatchMode):
 
     def _answer(self, operator: str, out: Tensor, keep: Keep, fill: Fill) -> None:
         path = self._paths.current
-        draw = Draw(path, self._seen[path], operator, keep, fill)
-        self._seen[path] += 1
+        draw = Draw(path, self._count[path], operator, keep, fill)
+        self._count[path] += 1
         self._respond(draw, out)
 
     def _native_dropout(self, x: Tensor, rate: float, _train: bool | None = True) -> tuple[Tensor, Tensor]:
         """The fused operator of CUDA, in the two steps that the CPU takes."""
         mask = torch.empty_like(x)
         self._answer("native_dropout", mask, 1 - rate, _fill_bernoulli)
-        return x * mask / (1 - rate), mask.bool()
+        return self.pass_through(aten.mul.Tensor, (x, mask), {}) / (1 - rate), mask.bool()
 
     def _other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Any other random operator, run on a global generator that is seeded from the responder's numbers."""

@@ -356,7 +356,8 @@ def _effective(settings: Settings, plan: SitePlan, findings: dict[str, str]) -> 
     if not (plan.shared_by_batch or plan.erratic) or settings.masks == "shared":
         return settings
     where = ", ".join(dict.fromkeys(site.key[0] or "(root)" for site in plan.shared_by_batch)) or "a random choice"
-    findings["masks_shared"] = f"{where} draws one mask for a whole batch: masks are shared by all examples"
+    text = f"masks of {where} cannot be told apart by example: all examples share theirs, sub-model by sub-model"
+    findings["masks_shared"] = text
     return Settings(**{**settings.__dict__, "masks": "shared"})
 
 

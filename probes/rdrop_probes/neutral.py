@@ -22,6 +22,7 @@ from rdrop_probes.gradients import GradientPass, NotedMask
 from rdrop_probes.interception import Draw, DrawInterceptor, ModulePaths
 from rdrop_probes.sites import Forward, SiteKey, SitePlan
 from rdrop_probes.state import buffers_kept, flags
+from rdrop_probes.uses import Uses
 
 
 def gradient_pass(
@@ -154,11 +155,13 @@ class _NeutralPass(DrawInterceptor):
         self.fused = False
         self._masks: dict[int, tuple[Tensor, SiteKey]] = {}  # the tensor is kept so that its id stays its own
         self._generator = generator
+        self._uses = Uses()
 
     def _neutral(self, draw: Draw, out: Tensor) -> None:
         self.fused |= draw.operator == "native_dropout"
         if draw.keep is None:
             draw.fill(out, None, self._generator)
+            self._uses.note((draw.path, draw.ordinal), draw.operator, None, out)
             return
         out.copy_(draw.keep) if isinstance(draw.keep, Tensor) else out.fill_(draw.keep)
         self._masks[id(out)] = (out, (draw.path, draw.ordinal))
@@ -167,11 +170,22 @@ class _NeutralPass(DrawInterceptor):
         """Follow masks through scaling by a number, and note their product with a tensor."""
         result = func(*args, **kwargs)
         operator = func.overloadpacket.__name__
+        self._uses.follow(operator, args, result)
+        self._neutralise(result)
         if operator in {"mul", "mul_", "div", "div_"}:
             masks = [i for i, a in enumerate(args[:2]) if isinstance(a, Tensor) and id(a) in self._masks]
             if masks:
                 self._follow(args[masks[0]], args[1 - masks[0]], result, in_place=operator.endswith("_"))
         return result
+
+    def _neutralise(self, result: Any) -> None:
+        """A mask that was made of uniform numbers, by floor(keep + rand) for one, gets its neutral value as well."""
+        if not isinstance(result, Tensor) or not result.is_floating_point() or id(result) in self._masks:
+            return
+        if (mask := self._uses.mask(result)) is not None:
+            key, keep = mask
+            result.fill_(keep)
+            self._masks[id(result)] = (result, key)
 
     def _follow(self, mask: Tensor, other: Any, result: Tensor, *, in_place: bool) -> None:
         key = self._masks[id(mask)][1]

@@ -16,6 +16,8 @@ from rdrop_probes.records import SitePrediction
 from rdrop_probes.sites import SiteKey, SitePlan
 from rdrop_probes.statistics import metric, ratio_column
 
+NAMED = 3  # sites for each reason why they are not predicted
+
 
 class Prediction(Probe):
     """Predicted EPKL = 2 sum over sites of R_site.
@@ -80,8 +82,7 @@ class Prediction(Probe):
         lines = [self._line(key, total) for key in (self._plan.sites if self._plan else ())]
         findings = {}
         if self._unpredictable:
-            named = "; ".join(f"{_label(key)}: {why}" for key, why in self._unpredictable.items())
-            findings["not_predicted"] = f"predicted EPKL leaves out {len(self._unpredictable)} site(s): {named}"
+            findings["not_predicted"] = f"predicted EPKL leaves out {_left_out(self._unpredictable)}"
         return Outcome(self.kept, {"site_predictions": lines}, findings)
 
     def _line(self, key: SiteKey, total: float) -> SitePrediction:
@@ -122,3 +123,12 @@ class _Fold(GradientFold):
 def _label(key: SiteKey) -> str:
     path, ordinal = key
     return (path or "(root)") + (f"#{ordinal}" if ordinal else "")
+
+
+def _left_out(reasons: Mapping[SiteKey, str]) -> str:
+    """How many sites, with the reasons and the first sites of each."""
+    by_reason: dict[str, list[str]] = {}
+    for key, why in reasons.items():
+        by_reason.setdefault(why, []).append(_label(key))
+    parts = (f"{', '.join(sites[:NAMED])}{', ...' * (len(sites) > NAMED)}: {why}" for why, sites in by_reason.items())
+    return f"{len(reasons)} site(s): {'; '.join(parts)}"

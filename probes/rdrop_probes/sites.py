@@ -19,7 +19,8 @@ class Site:
     """One place that draws: `key` is (module path, ordinal), `draw_shape` the mask's shape for two examples.
 
     `batch_dim` is the dimension that holds the examples (alone or times something), None if the mask does not
-    grow with the batch and is therefore shared by all examples in it.
+    grow with the batch and is therefore shared by all examples in it. `found_by_patching` is whether the usual
+    recipe for MC dropout (`eval()`, then every dropout module into training mode) makes it draw.
     """
 
     key: SiteKey
@@ -27,7 +28,8 @@ class Site:
     rate: float | None
     draw_shape: tuple[int, ...]
     batch_dim: int | None
-    fires_in_eval: bool
+    fires_in_eval: bool = False
+    found_by_patching: bool = True
 
     def record(self) -> SiteRecord:
         """Plain-data form, with the mask's shape for a single example."""
@@ -43,6 +45,7 @@ class Site:
             rate=self.rate,
             mask_shape=shape,
             fires_in_eval=self.fires_in_eval,
+            found_by_patching=self.found_by_patching,
             per_example=self.batch_dim is not None,
         )
 
@@ -52,14 +55,15 @@ class SitePlan:
     """The sites of a model and the modules to put in training mode so that they, and only they, draw.
 
     `erratic`: which sites draw is itself random (LayerDrop), or a generator outside torch has a hand in it.
-    `varying`: which sites draw depends on the data. `uncontrolled`: two passes under the same masks differ.
-    `eval_modules` are in training mode in the model's own eval mode, `train_modules` in its train mode,
-    without those that keep statistics.
+    `foreign`: such a generator has. `varying`: which sites draw depends on the data. `uncontrolled`: two passes
+    under the same masks differ. `eval_modules` are in training mode in the model's own eval mode,
+    `train_modules` in its train mode, without those that keep statistics.
     """
 
     sites: dict[SiteKey, Site]
     modules: frozenset[nn.Module] = field(repr=False)
     erratic: bool = False
+    foreign: bool = False
     varying: bool = False
     uncontrolled: bool = False
     eval_modules: frozenset[nn.Module] = field(default=frozenset(), repr=False)

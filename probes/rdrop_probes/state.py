@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import random
+import sys
+import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,26 +20,63 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Training flags, attributes, buffers and global random state are afterwards as before, whatever happens.
+    """Training flags, attributes, buffers and random state are afterwards as before, whatever happens.
 
-    Inside, the fused path of `nn.TransformerEncoder` and `nn.MultiheadAttention`, which skips dropout, is off,
-    and so are the fused attention kernels, whose masks cannot be supplied and which have no second derivative.
+    What the caller has turned on around it does not reach inside: autocast, `no_grad` and `inference_mode` are
+    off, so that a checkpoint's numbers are the same wherever it is measured. Compiled code runs uncompiled: its
+    random numbers are made inside kernels. The fused path of `nn.TransformerEncoder` and
+    `nn.MultiheadAttention`, which skips dropout, is off, and so are the fused attention kernels, whose masks
+    cannot be supplied and which have no second derivative.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+        for restore in (*_global_generators(), *_own_generators(model)):
+            stack.callback(restore)
         stack.enter_context(buffers_kept(model))
         stack.enter_context(attributes_kept(model))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(flags(model, [m for m in model.modules() if m.training]))
+        stack.enter_context(_plain_modes())
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
+        torch.backends.mha.set_fastpath_enabled(False)
+        _keep_together(model)
+        yield
+
+
+@contextmanager
+def _plain_modes() -> Iterator[None]:
+    """Gradients recorded, in the precision of the tensors, by eager code."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(warnings.catch_warnings())  # of hooks for all modules, which ModulePaths wants to have
+            warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are global hooks")
+        yield
+
+
+def _keep_together(model: nn.Module) -> None:
+    """Let `nn.DataParallel` run on one device: what its other threads draw cannot be seen."""
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel):
+            module.device_ids = []  # put back by attributes_kept
+
+
+@contextmanager
+def as_users_run() -> Iterator[None]:
+    """Inside :func:`preserved`: the fused paths and attention kernels on, as they are unless turned off."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with sdpa_kernel([kernel for kernel in SDPBackend.__members__.values() if kernel != SDPBackend.ERROR]):
         try:
-            torch.backends.mha.set_fastpath_enabled(False)
+            torch.backends.mha.set_fastpath_enabled(True)
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002 - the global one
 
 
 @contextmanager
@@ -77,8 +119,17 @@ class Buffers:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module's attributes are on exit the objects that they were, also those that a pass or `eval()` sets."""
+    """Every module's attributes are on exit the objects that they were, also those that a pass or `eval()` sets.
+
+    Of dicts, lists and sets among them (parameters, hooks, caches) the contents are.
+    """
     found = [(module, dict(vars(module))) for module in model.modules()]
+    containers = [
+        (value, copy.copy(value))
+        for _, attributes in found
+        for value in attributes.values()
+        if type(value) in (dict, OrderedDict, list, set)
+    ]
     was_training = model.training
     overridden = any(type(m).train is not nn.Module.train for m in model.modules())
     try:
@@ -89,6 +140,9 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         for module, attributes in found:
             vars(module).clear()
             vars(module).update(attributes)
+        for container, contents in containers:
+            container.clear()
+            container.extend(contents) if isinstance(container, list) else container.update(contents)
 
 
 @contextmanager
@@ -111,6 +165,27 @@ def seed_foreign(*key: int) -> None:
     """Seed Python's and NumPy's global generators."""
     random.seed(repr(key))
     np.random.seed(zlib.crc32(repr(key).encode()))  # noqa: NPY002 - models that use it use the global one
+
+
+def _global_generators() -> list[Callable[[], object]]:
+    """What puts Python's and NumPy's global generators back as they are now."""
+    return [
+        partial(random.setstate, random.getstate()),
+        partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002 - the global one
+    ]
+
+
+def _own_generators(model: nn.Module) -> Iterator[Callable[[], object]]:
+    """What puts the generators that are attributes of modules back as they are now."""
+    for value in (value for module in model.modules() for value in vars(module).values()):
+        if isinstance(value, torch.Generator):
+            yield partial(value.set_state, value.get_state())
+        elif isinstance(value, random.Random):
+            yield partial(value.setstate, value.getstate())
+        elif isinstance(value, np.random.RandomState):
+            yield partial(value.set_state, value.get_state())
+        elif isinstance(value, np.random.Generator):
+            yield partial(setattr, value.bit_generator, "state", value.bit_generator.state)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

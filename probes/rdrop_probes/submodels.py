@@ -6,6 +6,7 @@ lies before it runs once. A plain loop over sub-models is the fallback and the o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -148,7 +149,8 @@ class SubModels:
 
     def _run_batched(self, inputs: Any, n: int, ks: list[int], item: int) -> Tensor:
         sampler = self._sampler(ks, n, item, batched=True)
-        with self._context(sampler, training=True):
+        with self._context(sampler, training=True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over an operator
             logits: Tensor = torch.func.vmap(lambda _: self._forward(inputs), randomness="different")(
                 torch.arange(len(ks))
             )

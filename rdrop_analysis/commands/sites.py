@@ -6,22 +6,32 @@ from pathlib import Path
 
 import click
 
-from rdrop_analysis.commands.options import factory, model_and_data, verbosity
+from rdrop_analysis.commands.options import factory, model_and_data, trust, verbosity
 
 
 @click.command()
 @click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
 @model_and_data
-@click.option("--trust-code", is_flag=True, help="Run factories that an rdrop.toml beside the checkpoint names.")
+@trust
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @verbosity
 @click.pass_context
 def sites(
-    ctx: click.Context, /, checkpoint: Path, model: str | None, data: str | None, trust_code: bool, quiet: bool
+    ctx: click.Context,
+    /,
+    checkpoint: Path,
+    model: str | None,
+    data: str | None,
+    trust_code: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """List every dropout site: module path, kind, rate, mask shape for one example, whether it fires in eval mode.
+    """Audit the dropout of a checkpoint: every site with its module path, kind, rate and mask shape for one example.
 
     Sites are found by running the model on a few examples, so that functional dropout, attention
-    and LSTM dropout are seen as well.
+    and LSTM dropout are seen as well. The table says of each whether it draws in eval mode, and
+    whether tools that switch nn.Dropout modules on reach it, for which their recipe is run.
+    Repeated layers share a row; -v shows every site.
     """
     from rdrop_analysis.config import fill_from_files
     from rdrop_analysis.inspection import find_checkpoint_sites
@@ -29,6 +39,8 @@ def sites(
 
     named = {"model": model, "data": data}
     named = fill_from_files(ctx, named, [checkpoint], trust_code=trust_code, ignore_others=True)
-    found = find_checkpoint_sites(checkpoint, factory(named["model"]), named["data"])
-    if not quiet:
-        show_sites(found)
+    audit = find_checkpoint_sites(checkpoint, factory(named["model"]), named["data"], trust_code=trust_code)
+    if as_json:
+        click.echo(audit.to_json())
+    elif not quiet:
+        show_sites(audit, every=ctx.meta["verbose"])

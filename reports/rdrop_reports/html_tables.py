@@ -92,7 +92,7 @@ def comparison_table(record: RunRecord, candidate: str) -> Table | None:
 def sites_table(record: RunRecord) -> Table | None:
     """Every site of every checkpoint: where it is, what it draws, and its predicted share."""
     rows = [row for checkpoint in in_order(record) for row in _site_rows(record, checkpoint)]
-    heads = ["Site", "Checkpoint", "Kind", "Rate", "Mask per example", "Predicted EPKL", "Share"]
+    heads = ["Site", "Checkpoint", "Kind", "Rate", "Mask per example", "Module patching", "Predicted EPKL", "Share"]
     return Table("All sites", [Cell(h) for h in heads], rows) if rows else None
 
 
@@ -190,10 +190,11 @@ def _site_rows(record: RunRecord, checkpoint: CheckpointResult) -> list[list[Cel
             Cell(site.kind, "draws in eval" if site.fires_in_eval else ""),
             Cell(rate, sort=site.rate),
             Cell(shape),
+            Cell("reached" if site.found_by_patching else "missed"),
         ]
         rows.append([Cell(site.label, mono=True), checkpoint_head(record, checkpoint), *facts, *_predicted(found)])
     for name, found in predictions.items():
-        blank = [Cell(MISSING)] * 3
+        blank = [Cell(MISSING)] * 4
         rows.append([Cell(name, mono=True), checkpoint_head(record, checkpoint), *blank, *_predicted(found)])
     return rows
 

@@ -74,7 +74,10 @@ def sections(record: RunRecord) -> dict[str, Section]:
             "Neither Jacobians nor a prediction were computed.",
         ),
         Section(
-            "sites", "Which site causes it?", "", ["sites"], _tables(sites_table(record)), [],
+            "sites", "Which site causes it?",
+            "Module patching is the usual recipe for MC dropout: the eval model with nn.Dropout modules switched on. "
+            "A site that it misses reads as perfectly consistent there.",
+            ["sites"], _tables(sites_table(record)), [],
             "No site was found that draws dropout.",
         ),
         Section(

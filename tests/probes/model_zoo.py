@@ -223,9 +223,9 @@ CASES = {
     "feature maps beside batch norm": Case(
         cnn, {("3", 0): 0.3}, lambda: torch.randn(N, 1, 4, 4), kind="feature dropout"
     ),
-    "scaled dot product attention": Case(lambda: Written(scaled_attention), {("", 0): 0.3}),
+    "scaled dot product attention": Case(lambda: Written(scaled_attention), {("", 0): 0.3}, kind="attention dropout"),
     "stochastic depth": Case(lambda: Written(drop_path), {("", 0): 0.3}, kind="stochastic depth"),
-    "stochastic depth from torch.rand": Case(lambda: Written(random_depth), {("", 0): None}, kind="random (rand)"),
+    "stochastic depth from torch.rand": Case(lambda: Written(random_depth), {("", 0): 0.3}, kind="stochastic depth"),
     "the parent's flag": Case(lambda: Written(flag_of_parent, child=TakesFlag()), {("child", 0): 0.3}),
     "in place": Case(lambda: Written(dropped_first, drop=nn.Dropout(0.3, inplace=True)), {("drop", 0): 0.3}),
     "alpha dropout": Case(
@@ -264,14 +264,16 @@ def run(model: nn.Module, inputs: Any) -> Tensor:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
-def brute_force(model: nn.Module, inputs: Any, passes: int = 300) -> Tensor:
+def brute_force(
+    model: nn.Module, inputs: Any, passes: int = 300, forward: Callable[[nn.Module, Any], Tensor] = run
+) -> Tensor:
     """Log-probabilities [passes, N, C] of plain train mode, batch norm in eval, with torch's own randomness."""
     model.train()
     for module in model.modules():
         if keeps_statistics(module):
             module.eval()
     with torch.no_grad():
-        log_p = torch.stack([run(model, inputs).double().log_softmax(-1) for _ in range(passes)])
+        log_p = torch.stack([forward(model, inputs).double().log_softmax(-1) for _ in range(passes)])
     model.eval()
     return log_p
 

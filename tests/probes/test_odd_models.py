@@ -415,3 +415,20 @@ def test_an_error_without_words_in_the_backward_pass_loses_no_more_than_its_prob
     found = measured(model, torch.randn(20, 5), [PairwiseKL, Jacobian], sub_models=4, strategy="loop")
     assert found.findings["gradients_unavailable"] == "jacobian left out: NotImplementedError"
     assert set(found.columns) == set(PairwiseKL.units)
+
+
+class Refuses(nn.Module):
+    def forward(self, x):
+        raise NotImplementedError
+
+
+def test_a_part_that_raises_and_is_caught_does_not_pass_for_the_module_that_draws(measured):
+    def forward(m, x):
+        try:
+            h = m.part(x)
+        except NotImplementedError:
+            h = m.body(x)
+        return m.head(F.dropout(h, 0.3, m.training))
+
+    found = measured(Written(forward, part=nn.Sequential(nn.Identity(), Refuses())), torch.randn(N, 5), [PairwiseKL])
+    assert set(found.plan.sites) == {("", 0)}

@@ -345,3 +345,30 @@ def test_a_mask_laid_out_time_first_is_not_ascribed_to_the_wrong_examples(measur
     found = measured(TimeFirst(True), x, [Prediction], sub_models=2)
     assert "which examples its mask belongs to" in found.findings["not_predicted"]
     assert "not_predicted" not in measured(TimeFirst(False), x, [Prediction], sub_models=2).findings
+
+
+class Depth(nn.Module):
+    """Stochastic depth, its mask drawn as the caller says."""
+
+    def __init__(self, mask: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mask, self.a, self.b = mask, nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = torch.tanh(self.a(x))
+        return self.b(x + (branch / 0.8 * self.mask(x) if self.training else branch))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [lambda x: (0.8 + torch.rand(len(x), 1, dtype=x.dtype)).floor(), lambda x: (torch.rand(len(x), 1) < 0.8).to(x)],
+    ids=["floor", "comparison"],
+)
+def test_depth_drawn_from_uniform_numbers_is_predicted_as_if_drawn_at_once(measured, mask):
+    drawn = Depth(lambda x: x.new_empty(len(x), 1).bernoulli_(0.8)).double().eval()
+    made = Depth(mask).double().eval()
+    made.load_state_dict(drawn.state_dict())
+    x = torch.randn(N, 5, dtype=torch.float64)
+    expected, found = (measured(m, x, [Prediction], sub_models=2).columns["predicted_epkl"] for m in (drawn, made))
+    assert found.values == pytest.approx(expected.values, rel=1e-9)
+    assert (found.values > 0).all()

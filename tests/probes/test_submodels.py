@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name it goes by
 import torch.utils.checkpoint
+from hard_models import HARD_CASES
 from model_zoo import CASES, MLP, C, N, brute_force, columns_of, mean_pairwise_kl, run, with_standard_error
 from torch import Tensor, nn
 
@@ -19,10 +20,16 @@ from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.statistics import mask_spread
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),  # torch's, of reentrant checkpoints
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning"),  # users have such models still
+]
 
-@pytest.fixture(params=CASES)
+
+@pytest.fixture(params=CASES | HARD_CASES)
 def case(request):
-    return CASES[request.param]
+    return (CASES | HARD_CASES)[request.param]
 
 
 @pytest.fixture
