@@ -20,6 +20,7 @@ from rdrop_analysis.assembling import (
     environment,
     per_example_table,
     run_findings,
+    said_once,
     tool_version,
 )
 from rdrop_analysis.errors import INTERRUPTED, DataError, RDropAnalysisError, UsageError
@@ -231,7 +232,7 @@ class _Run:
             reference=chosen.result.name if len(self.measured) > 1 else None,
             comparisons=comparisons(chosen, self.measured),
             examples=most_inconsistent(self.measured, data),
-            warnings=[*notes, *(f for m in self.measured for f in m.findings)],
+            warnings=[*notes, *said_once([f for m in self.measured for f in m.findings], len(self.measured))],
             failures=self.failures,
         )
         return Results(record, per_example_table(self.measured, data))

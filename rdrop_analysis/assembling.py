@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,6 +15,17 @@ from rdrop_analysis.data.examples import IGNORED, Data
 from rdrop_analysis.measuring import Measured
 from rdrop_probes.records import Comparison, DataRecord, Finding
 from rdrop_probes.statistics import adjust, compare
+
+OF_THE_TASK = frozenset(
+    {
+        "task_guessed",
+        "gaussian_surrogate",
+        "outputs_are_probabilities",
+        "one_output",
+        "several_outputs",
+        "sampled_classes",
+    }
+)
 
 
 def tool_version() -> str:
@@ -45,6 +57,14 @@ def run_findings(measured: Sequence[Measured], reference: str | None) -> list[Fi
         text = f"the checkpoints are for different tasks ({', '.join(tasks)}): name one with --task to compare them"
         findings.append(Finding(code="different_tasks", message=text))
     return findings
+
+
+def said_once(findings: Sequence[Finding], checkpoints: int) -> list[Finding]:
+    """Findings, where what is true of every checkpoint because of the task is said of the run."""
+    counts = Counter((f.code, f.message) for f in findings)
+    common = {key for key, count in counts.items() if count == checkpoints > 1 and key[0] in OF_THE_TASK}
+    shared = [Finding(code=code, message=message) for code, message in counts if (code, message) in common]
+    return shared + [f for f in findings if (f.code, f.message) not in common]
 
 
 def data_findings(data: Data, differing: bool) -> list[Finding]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rdrop_probes.records import RunRecord
-from rdrop_reports.definitions import DEFINITIONS, DIRECTIONS
+from rdrop_reports.definitions import DEFINITIONS, DIRECTIONS, Definition
 from rdrop_reports.figures import FIGURES, draw_all, figure_bytes
 from rdrop_reports.figures.style import DARK, LIGHT, Theme
 from rdrop_reports.gallery import cards
@@ -24,6 +24,7 @@ from rdrop_reports.select import unit_of
 from rdrop_reports.verdict import caveats, headline, verdicts
 
 # what the page's own font is called in the figures, which matplotlib measures with the font it ships
+MODES = ("_eval", "_sub", "_mean")
 _SYSTEM_FONTS = b"system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -51,10 +52,21 @@ def render_page(record: RunRecord, per_example: pd.DataFrame | None) -> str:
     return page.render(
         record=record, headline=headline(record), verdicts=verdicts(record), caveats=caveats(record),
         sections=sections(record), pictures=_pictures(record, per_example), cards=cards(record),
-        definitions=DEFINITIONS, directions=DIRECTIONS, unit=unit_of(record),
+        definitions=_definitions(record), directions=DIRECTIONS, unit=unit_of(record),
         style=Markup(style), script=Markup(script),  # noqa: S704 - files of this package, not input
         style_hash=_hash(style), script_hash=_hash(script),
     )  # fmt: skip
+
+
+def _definitions(record: RunRecord) -> dict[str, Definition]:
+    """Definitions of the metrics that the record has, and of those that share a row with one of them."""
+    found = {name for checkpoint in record.checkpoints for name in checkpoint.metrics}
+    rows = {name.rpartition("_")[0] for name in found if name.endswith(MODES)}
+    return {
+        name: definition
+        for name, definition in DEFINITIONS.items()
+        if name in found or (name.endswith(MODES) and name.rpartition("_")[0] in rows)
+    }
 
 
 def _environment() -> Environment:

@@ -54,7 +54,7 @@ def sections(record: RunRecord) -> dict[str, Section]:
         Section(
             "gap", "Where do dropout on and dropout off differ?",
             "The eval model (dropout off) is what is deployed; the sub-models (dropout on) are what was trained; "
-            "the MC mean averages their probabilities.",
+            "the MC mean averages their predictions.",
             ["gap", "divergences", "reliability"],
             _tables(
                 metric_table(record, _GAPS, "Gap between the modes"),

@@ -10,8 +10,17 @@ COLOURS = 6  # that can be told apart without seeing red or green
 
 def unit_of(record: RunRecord) -> str:
     """The unit that divergences are shown in: `nats` or `bits`, and per what unless it is an example."""
-    unit = "bits" if record.config.get("unit") == "bits" else "nats"
-    return unit if record.data.per == "example" else f"{unit} per {record.data.per}"
+    return short_unit(record) + per_row(record)
+
+
+def short_unit(record: RunRecord) -> str:
+    """`nats` or `bits`, for places too small to say per what."""
+    return "bits" if record.config.get("unit") == "bits" else "nats"
+
+
+def per_row(record: RunRecord) -> str:
+    """` per token` or ` per label`; empty where divergences are of examples."""
+    return "" if record.data.per == "example" else f" per {record.data.per}"
 
 
 def checkpoint_named(record: RunRecord, name: str | None) -> CheckpointResult | None:

@@ -11,7 +11,7 @@ from rdrop_reports.definitions import label
 from rdrop_reports.figures.forest import draw_interval, name_rows, value_axis
 from rdrop_reports.figures.style import Look, Theme, look_of, new_figure
 from rdrop_reports.numbers import format_estimate, format_parts, is_number
-from rdrop_reports.select import comparison_of, in_order, measured, unit_of
+from rdrop_reports.select import comparison_of, in_order, measured, per_row, short_unit, unit_of
 from rdrop_reports.text import called, elide
 
 _FAMILY = ("epkl", "mutual_information", "reverse_mutual_information")
@@ -32,8 +32,9 @@ def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> 
     name_rows(axes, [name for name, _, _ in rows], theme)
     value_axis(axes)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    axes.set_title("EPKL" if len(record.checkpoints) > 1 else "Divergence between sub-models")
-    axes.set_xlabel(f"{unit_of(record)}; thick: masks alone, thin: new data")
+    title = "EPKL" if len(record.checkpoints) > 1 else "Divergence between sub-models"
+    axes.set_title(title + per_row(record))
+    axes.set_xlabel(f"{short_unit(record)}; thick: masks alone, thin: new data")
     return figure
 
 

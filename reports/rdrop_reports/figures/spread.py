@@ -12,7 +12,7 @@ from rdrop_reports.figures.axes import floor_of, log_axis, log_limits, log_scatt
 from rdrop_reports.figures.style import Theme, look_of, new_figure
 from rdrop_reports.numbers import format_count, format_number, format_parts
 from rdrop_reports.per_example import Array, paired, values
-from rdrop_reports.select import checkpoint_named, most_telling, unit_of
+from rdrop_reports.select import checkpoint_named, most_telling, short_unit
 from rdrop_reports.text import called, elide, listed
 
 MOST_PANELS = 4
@@ -30,7 +30,7 @@ def draw_pairs(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme
         log_scatter(axis, *arrays, look_of(record, name, theme), theme, limits)
         axis.set_title(elide(name, 18))
         axis.set_xlabel(elide(record.reference, 18))
-        axis.set_ylabel("" if place % 2 else f"EPKL ({unit_of(record)})")
+        axis.set_ylabel("" if place % 2 else f"EPKL ({short_unit(record)})")
     return figure
 
 
@@ -57,7 +57,7 @@ def draw_ecdf(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme)
         axes.plot(x, y, color=look.colour, linewidth=1.8, drawstyle="steps-post", label=elide(name, 20),
                   marker=look.marker, markevery=max(1, len(x) // 4), markersize=5.5)  # fmt: skip
     log_axis(axes, "x")
-    axes.set(ylim=(0, 1.02), xlabel=f"EPKL ({unit_of(record)})", title="Share of examples at or below")
+    axes.set(ylim=(0, 1.02), xlabel=f"EPKL ({short_unit(record)})", title="Share of examples at or below")
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
     axes.grid(visible=True)
     figure.legend(loc="outside upper left", ncols=2)
