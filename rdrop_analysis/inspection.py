@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rdrop_analysis.audit import Audit
+from rdrop_analysis.data.made_up import made_up_examples
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.loading.contents import Contents, inspect_checkpoint
 from rdrop_analysis.reading import recognise
@@ -26,7 +27,7 @@ __all__ = ["Contents", "find_checkpoint_sites", "inspect_checkpoint"]
 def find_checkpoint_sites(
     path: Path, factory: Callable[..., nn.Module] | None, data: str | None, *, trust_code: bool = False
 ) -> Audit:
-    """The sites of a checkpoint's model, found by running it on a few examples.
+    """The sites of a checkpoint's model, found by running it on a few examples, made up where nobody names any.
 
     Raises:
         UsageError: neither the file nor the caller names data.
@@ -35,7 +36,8 @@ def find_checkpoint_sites(
     subject, checkpoint = Entry(path.stem, path).load(factory, trust_code=trust_code)
     source = Source(data, limit=3)
     source.open()
-    examples = source.data_for(str(path), checkpoint)
+    made_up = made_up_examples(subject.model) if data is None else None
+    examples = made_up or source.data_for(str(path), checkpoint)
     batch = next(examples.batches(3))
     reader = recognise(subject.model, batch, source.task_of(checkpoint), Targets.of(examples))
     inputs = reader.rows(batch).inputs

@@ -76,6 +76,8 @@ class Reader:
             return ~labels.isnan() if labels.is_floating_point() else labels != IGNORED
         if self.task.per == "label":
             return torch.ones(n, self.n_outputs, dtype=torch.bool)
+        if self.task.teacher_forcing:
+            return counted_places(inputs, (n, self._length(inputs)), ("decoder_attention_mask",))
         ids = token_ids(inputs)
         length = self._length(inputs) if ids is None else ids.shape[1]
         places = counted_places(inputs, (n, length))

@@ -6,7 +6,7 @@ multi-label classification.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -21,7 +21,7 @@ from rdrop_analysis.errors import DataError
 Per = Literal["example", "token", "label"]
 
 AUTO = "auto"
-KEPT_BY = ("attention_mask", "decoder_attention_mask")
+KEPT_BY = ("attention_mask",)
 IGNORED_BY = ("src_key_padding_mask", "key_padding_mask", "padding_mask", "pad_mask")
 
 
@@ -102,10 +102,10 @@ def guess(scores: Tensor, targets: Targets) -> str:
     )
 
 
-def counted_places(inputs: Inputs, shape: tuple[int, ...]) -> Tensor:
+def counted_places(inputs: Inputs, shape: tuple[int, ...], kept_by: Sequence[str] = KEPT_BY) -> Tensor:
     """Bool [N, L], which tokens are not padding by the masks among the inputs; all of them where there is none."""
     if isinstance(inputs, dict):
-        for names, kept in ((KEPT_BY, True), (IGNORED_BY, False)):
+        for names, kept in ((kept_by, True), (IGNORED_BY, False)):
             for name in names:
                 if name in inputs and tuple(inputs[name].shape) == shape:
                     return inputs[name].bool() == kept

@@ -47,6 +47,7 @@ HEADLINE_METRICS = (
 LABEL_WIDTH = 25
 COLUMN_WIDTH = 18
 MAX_TENSORS = 40
+WIDTH_OF_FILES = 160  # for tables that are piped or kept, where nothing has to fit on a screen
 LONGEST_PATH = 200
 
 
@@ -102,6 +103,8 @@ def show_sites(audit: Audit, *, every: bool = False) -> None:
     from rdrop_analysis.audit import rows
 
     console = _Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH_OF_FILES)
     if audit.sites:
         heads: tuple[str, ...] = ("n", "kind", "rate", "mask", "in eval", "patching", "shared")
         heads = heads[:-1] if all(site.per_example for site in audit.sites) else heads

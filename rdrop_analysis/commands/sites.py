@@ -31,7 +31,7 @@ def sites(
     Sites are found by running the model on a few examples, so that functional dropout, attention
     and LSTM dropout are seen as well. The table says of each whether it draws in eval mode, and
     whether tools that switch nn.Dropout modules on reach it, for which their recipe is run.
-    Repeated layers share a row; -v shows every site.
+    Repeated layers share a row; -v shows every site. A Hugging Face directory needs no --data.
     """
     from rdrop_analysis.config import fill_from_files
     from rdrop_analysis.inspection import find_checkpoint_sites
