@@ -50,7 +50,7 @@ def run_findings(measured: Sequence[Measured], reference: str | None) -> list[Fi
         chosen = choose_reference(measured, reference).result.name
         text = f"the reference {reference} was not measured: {chosen} takes its place"
         findings.append(Finding(code="reference_replaced", message=text))
-    if len(classes := {m.reader.n_outputs for m in measured}) > 1:
+    if len(classes := {_n_outputs(m) for m in measured}) > 1:
         text = f"the checkpoints have different numbers of classes ({', '.join(map(str, sorted(classes)))})"
         findings.append(Finding(code="different_classes", message=text))
     if len(tasks := dict.fromkeys(m.reader.task.name for m in measured)) > 1:
@@ -80,6 +80,11 @@ def comparisons(reference: Measured, measured: Sequence[Measured]) -> list[Compa
     """Every other checkpoint against the reference, on every metric that both have."""
     candidates = [m for m in measured if m is not reference]
     return [comparison for candidate in candidates for comparison in adjust(_pairs(reference, candidate))]
+
+
+def _n_outputs(m: Measured) -> int:
+    """Classes, or labels, or numbers that the model gives for a row's example."""
+    return max(m.reader.n_outputs, 2) if m.reader.task.name == "classification" else m.reader.n_outputs
 
 
 def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
@@ -142,7 +147,7 @@ def data_record(data: Data, measured: Sequence[Measured]) -> DataRecord:
     return DataRecord(
         source=data.source,
         n_examples=data.n_examples,
-        n_classes=max(m.reader.n_outputs for m in measured),
+        n_classes=max(_n_outputs(m) for m in measured),
         has_labels=data.has_labels,
         fingerprint=data.fingerprint,
         class_names=data.class_names,

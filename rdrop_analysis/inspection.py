@@ -12,7 +12,7 @@ from rdrop_analysis.audit import Audit
 from rdrop_analysis.data.made_up import made_up_examples
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.loading.contents import Contents, inspect_checkpoint
-from rdrop_analysis.reading import recognise
+from rdrop_analysis.recognising import recognise
 from rdrop_analysis.sources import Source
 from rdrop_analysis.subjects import Entry
 from rdrop_analysis.tasks import Targets

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
 
+from rdrop_analysis.batching import batching
 from rdrop_analysis.data.examples import Data, check_labels, with_whole_labels
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.reading import Reader, recognise
+from rdrop_analysis.reading import Reader
+from rdrop_analysis.recognising import recognise
 from rdrop_analysis.tasks import AUTO, Targets
 from rdrop_probes.columns import Column
-from rdrop_probes.footprint import largest_tensor
-from rdrop_probes.measure import Batch, Measurement, NotFiniteError, Settings, measure
+from rdrop_probes.measure import LayoutError, Measurement, NotFiniteError, Settings, measure
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
 from rdrop_probes.sites import SilentSiteError
-from rdrop_probes.state import flags, preserved
 from rdrop_probes.statistics import metric
 from rdrop_probes.submodels import StrategyError
-from rdrop_probes.terms import rows_that_fit
 
-NUMBERS_A_TENSOR = 2**24  # in the largest tensor of a batch, before sub-models multiply it
-MAX_BATCH = 256
-CHUNK = 8  # sub-models at a time at most, of a batch whose largest tensor is as large as may be
-SAMPLE = 8  # examples that a model is looked at with before it is measured
+SAMPLE = 32  # examples that a model is looked at with at most before it is measured
+CUT = "the batch size was cut to the examples whose sums over sub-models fit into memory"
 
 Scalar = str | int | float | bool | None
 
@@ -76,64 +73,52 @@ def measure_subject(
         UsageError: an unknown probe, or one that needs labels that are not there.
     """
     reader = recognise(subject.model, next(data.batches(SAMPLE)), task, Targets.of(data))
-    if reader.task.name != "regression":
+    if reader.task.name != "regression" and reader.task.per != "label":
         data = with_whole_labels(data)
-        check_labels(data, 2 if reader.task.per == "label" else reader.n_outputs)
-    numbers = numbers_per_example(reader, data)
-    size = batch_size or automatic_batch_size(reader, data, numbers)
-    settings = replace(settings, chunk=max(1, min(settings.chunk, int(CHUNK * NUMBERS_A_TENSOR // (numbers * size)))))
+    check_labels(data, reader.n_classes)
     try:
         chosen = choose(probes, labels=_has_labels(reader, data), family=reader.family.name)
     except ValueError as problem:
         raise UsageError(str(problem)) from problem
+    plan = batching(reader, data, batch_size)
     try:
         found = measure(
             subject.model,
-            _batches(reader, data, size),
+            plan.batches(reader, data),
             forward=reader,
             probes=chosen,
-            settings=settings,
+            settings=replace(settings, chunk=min(settings.chunk, plan.chunk)),
             family=reader.family,
             progress=progress,
         )
     except StrategyError as problem:
         raise UsageError(f"{subject.name}: {problem}") from problem
-    except (NotFiniteError, SilentSiteError) as problem:
-        raise DataError(f"{subject.name}: {problem}") from problem
+    except (NotFiniteError, SilentSiteError, LayoutError) as problem:
+        raise DataError(f"{subject.name}: {problem}{_hint(problem, reader)}") from problem
+    if not len(found.predictions):
+        raise DataError(f"{subject.name}: no {reader.task.per} counts: every one is padding or has the label -100")
+    notes = {"batch_size_cut": CUT} if plan.cut else {}
     findings = [
         Finding(code=code, message=text, checkpoint=subject.name)
-        for code, text in {**subject.notes, **found.findings, **reader.findings}.items()
+        for code, text in {**subject.notes, **found.findings, **reader.findings, **notes}.items()
     ]
-    findings += [finding for name, column in found.columns.items() for finding in _infinite(subject.name, name, column)]
+    findings += [
+        finding
+        for name, column in found.columns.items()
+        for finding in _infinite(subject.name, name, column, reader.task.per)
+    ]
     return Measured(_result(subject, found), found, findings, reader)
 
 
-def numbers_per_example(reader: Reader, data: Data) -> float:
-    """Numbers of an example in the largest tensor of the eval pass, at least 1."""
-    sample = next(data.batches(SAMPLE))
-    inputs = reader.rows(sample).inputs
-    with preserved(reader.model), flags(reader.model, ()):
-        return max(1.0, largest_tensor(lambda: reader(inputs)) / len(sample))
-
-
-def automatic_batch_size(reader: Reader, data: Data, numbers: float) -> int:
-    """As many examples as keep the largest tensor of the eval pass under 2^24 numbers, at most 256.
-
-    And as many as have sums over sub-models that fit into memory, if one does.
-    """
-    places = reader.rows(next(data.batches(SAMPLE))).places
-    rows = 1 if places is None else max(1, places[0].numel())
-    classes = 2 if reader.task.per == "label" else reader.n_outputs
-    return max(1, min(MAX_BATCH, int(NUMBERS_A_TENSOR // numbers), rows_that_fit(classes) // rows))
+def _hint(problem: Exception, reader: Reader) -> str:
+    """What may be behind outputs that are not finite."""
+    squashed = isinstance(problem, NotFiniteError) and reader.squashed
+    return f"; its first outputs look like those of a {reader.squashed}: let it return logits" if squashed else ""
 
 
 def _has_labels(reader: Reader, data: Data) -> bool:
     """Whether rows have labels; the next tokens of a causal language model are its own."""
     return reader.rows(next(data.batches(1))).labels is not None
-
-
-def _batches(reader: Reader, data: Data, size: int) -> Iterator[Batch]:
-    return (reader.rows(batch) for batch in data.batches(size))
 
 
 def _result(subject: Subject, found: Measurement) -> CheckpointResult:
@@ -156,11 +141,12 @@ def _result(subject: Subject, found: Measurement) -> CheckpointResult:
     )
 
 
-def _infinite(name: str, metric_name: str, column: Column) -> list[Finding]:
+def _infinite(name: str, metric_name: str, column: Column, per: str) -> list[Finding]:
     """Infinite divergences are counted and named; the mean leaves them out."""
-    infinite = np.flatnonzero(np.isinf(column.values))
+    counts = np.isinf(column.values) if column.infinite is None else column.infinite
+    infinite = np.flatnonzero(counts)
     if not len(infinite):
         return []
     first = ", ".join(map(str, infinite[:5])) + (", ..." if len(infinite) > 5 else "")
-    text = f"{metric_name} is infinite for {len(infinite)} example(s) ({first}), left out of its mean"
+    text = f"{metric_name} is infinite for {int(counts.sum())} {per}(s) (example {first}), left out of its mean"
     return [Finding(code="infinite", message=text, checkpoint=name)]

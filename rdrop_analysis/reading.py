@@ -9,16 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rdrop_analysis.calling import call, find_scores, several_tensors, shape_text
-from rdrop_analysis.data.examples import IGNORED, Batch, Data, Inputs, named_tensors
+from rdrop_analysis.calling import call, find_scores, shape_text
+from rdrop_analysis.data.examples import IGNORED, Batch, Inputs
 from rdrop_analysis.errors import DataError
-from rdrop_analysis.tasks import AUTO, TASKS, Targets, Task, counted_places, guess
-from rdrop_probes.families import CATEGORICAL, Family, Gaussian
+from rdrop_analysis.tasks import Task, counted_places, token_ids
+from rdrop_probes.families import CATEGORICAL, Family
 from rdrop_probes.measure import Batch as RowBatch
 from rdrop_probes.state import flags, preserved
-
-MAX_ROUNDING = 1e-4  # of probabilities that sum to 1, in half precision too
-FEW = 8  # numbers that all lie in [0, 1] by chance
 
 Squashed = Literal["", "softmax", "sigmoid"]
 
@@ -29,7 +26,7 @@ class Reader:
 
     Attributes:
         model: the network. task: what its outputs are.
-        n_outputs: C, at least 2 for classes: a single output z is read as the logits (0, z) of two classes.
+        n_outputs: how many the model has.
         squashed: what the model has applied to its scores already, to be undone.
         family: what a row stands for.
         findings: what the reader has to know of this reading, message by code.
@@ -42,9 +39,14 @@ class Reader:
     family: Family = CATEGORICAL
     findings: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def n_classes(self) -> int:
+        """C, at least 2: a single output z is read as the logits (0, z) of two classes, as is that of a label."""
+        return 2 if self.task.per == "label" else max(self.n_outputs, 2)
+
     def __call__(self, inputs: Inputs) -> Tensor:
         """Scores [N, C], or [N, L, C] with several rows an example; may run under vmap or autograd."""
-        scores = _of_rank(find_scores(call(self.model, inputs)), self.task)
+        scores = of_rank(find_scores(call(self.model, inputs)), self.task)
         if self.task.name == "regression":
             return scores
         if self.task.per == "label" or (scores.shape[-1] == 1 and self.task.per == "example"):
@@ -60,65 +62,49 @@ class Reader:
             DataError: labels and outputs do not go together.
         """
         inputs = with_decoder_inputs(self.model, batch) if self.task.teacher_forcing else batch.inputs
-        labels, n = batch.labels, len(batch)
+        n = len(batch)
         if self.task.per == "example":
-            if labels is not None and self.task.name == "regression":
-                labels = labels.reshape(n, -1)
-            return RowBatch(inputs, n, batch.start, labels)
-        labels = token_labels(batch, self.task) if self.task.per == "token" else labels
+            return RowBatch(inputs, n, batch.start, self._one_each(batch.labels, n))
+        labels = token_labels(batch, self.task) if self.task.per == "token" else batch.labels
         places = self._places(inputs, labels, n)
         known = None if labels is None else torch.where(places, labels, 0).long()
         return RowBatch(inputs, n, batch.start, known, places)
 
+    def _one_each(self, labels: Tensor | None, n: int) -> Tensor | None:
+        """Classes [N], or targets [N, D] with NaN where they are not known."""
+        if labels is None:
+            return None
+        if self.task.name == "regression":
+            targets = labels.reshape(n, -1)
+            whole = not targets.is_floating_point()
+            return targets.double().masked_fill(targets == IGNORED, torch.nan) if whole else targets
+        return labels.squeeze(1) if labels.dim() == 2 and labels.shape[1] == 1 else labels
+
     def _places(self, inputs: Inputs, labels: Tensor | None, n: int) -> Tensor:
-        """Bool [N, L], which rows count: those with a known label; without labels, those that are not padding."""
+        """Bool [N, L], which rows count: those that are no padding and have, if there are labels, a known one."""
+        known = None
         if labels is not None:
-            return ~labels.isnan() if labels.is_floating_point() else labels != IGNORED
+            known = ~labels.isnan() if labels.is_floating_point() else labels != IGNORED
         if self.task.per == "label":
-            return torch.ones(n, self.n_outputs, dtype=torch.bool)
+            return torch.ones(n, self.n_outputs, dtype=torch.bool) if known is None else known
+        places = self._not_padding(inputs, n, None if known is None else known.shape[1] + self.task.shift)
+        if known is not None and places.shape != known.shape:
+            raise DataError(f"labels have {list(known.shape)} rows where the inputs have {list(places.shape)}")
+        return places if known is None else places & known
+
+    def _not_padding(self, inputs: Inputs, n: int, length: int | None) -> Tensor:
+        """Bool [N, L], which tokens are no padding; of the next tokens, those that a token comes before."""
         if self.task.teacher_forcing:
-            return counted_places(inputs, (n, self._length(inputs)), ("decoder_attention_mask",))
+            return counted_places(inputs, (n, length or self._length(inputs)), ("decoder_attention_mask",))
         ids = token_ids(inputs)
-        length = self._length(inputs) if ids is None else ids.shape[1]
+        if length is None:
+            length = self._length(inputs) if ids is None else ids.shape[1]
         places = counted_places(inputs, (n, length))
-        return places[:, 1:] if self.task.shift else places
+        return places[:, 1:] & places[:, :-1] if self.task.shift else places
 
     def _length(self, inputs: Inputs) -> int:
         with preserved(self.model), flags(self.model, ()), torch.no_grad():
             return find_scores(call(self.model, inputs)).shape[1]
-
-
-def recognise(model: nn.Module, batch: Batch, task: str = AUTO, targets: Targets | None = None) -> Reader:
-    """Run the eval model on a batch and read off what it returns.
-
-    Args:
-        model: the network.
-        batch: a few examples.
-        task: a name in `TASKS`; "auto" goes by the shapes of outputs and labels.
-        targets: what all labels have in common; None takes the batch for all.
-
-    Raises:
-        DataError: the model refuses the inputs, or its outputs are not those of the task.
-    """
-    if task in TASKS and TASKS[task].teacher_forcing:
-        batch = Batch(with_decoder_inputs(model, batch), batch.labels, batch.start)
-    with preserved(model), flags(model, ()), torch.no_grad():
-        output = call(model, batch.inputs)
-    scores = find_scores(output)
-    if scores.shape[0] != len(batch):
-        raise DataError(f"the model returns {scores.shape[0]} rows for {len(batch)} examples: is the batch first?")
-    targets = targets or Targets.of(Data("", (batch,)))
-    chosen = TASKS[guess(scores.unsqueeze(-1) if scores.dim() == 1 else scores, targets) if task == AUTO else task]
-    scores = _of_rank(scores, chosen)
-    squashed = _squashed(scores, chosen)
-    findings = _findings(output, scores, chosen, squashed, targets.variance, guessed=task == AUTO)
-    family = Gaussian(targets.variance or 1.0) if chosen.name == "regression" else CATEGORICAL
-    n_outputs = scores.shape[-1]
-    if chosen.per == "example" and chosen.name != "regression":
-        n_outputs = max(n_outputs, 2)
-    reader = Reader(model, chosen, n_outputs, squashed, family, findings)
-    _check_labels(reader.rows(batch), scores, chosen)
-    return reader
 
 
 def token_labels(batch: Batch, task: Task) -> Tensor | None:
@@ -134,15 +120,6 @@ def token_labels(batch: Batch, task: Task) -> Tensor | None:
     if labels.dim() != 2:
         raise DataError(f"labels are {list(labels.shape)}: {task.name} needs one a token, [examples, tokens]")
     return labels[:, 1:]
-
-
-def token_ids(inputs: Inputs) -> Tensor | None:
-    """The token ids [N, L] among the inputs: `input_ids`, or the only input if it is of whole numbers."""
-    if isinstance(inputs, dict) and "input_ids" in inputs:
-        return inputs["input_ids"]
-    tensors = list(named_tensors(inputs).values())
-    whole = len(tensors) == 1 and tensors[0].dim() == 2 and not tensors[0].is_floating_point()
-    return tensors[0] if whole else None
 
 
 def with_decoder_inputs(model: nn.Module, batch: Batch) -> Inputs:
@@ -161,7 +138,7 @@ def with_decoder_inputs(model: nn.Module, batch: Batch) -> Inputs:
     return {**inputs, "decoder_input_ids": made}
 
 
-def _of_rank(scores: Tensor, task: Task) -> Tensor:
+def of_rank(scores: Tensor, task: Task) -> Tensor:
     """Scores [N, C] or [N, L, C], as the task has them.
 
     Raises:
@@ -171,62 +148,15 @@ def _of_rank(scores: Tensor, task: Task) -> Tensor:
         return scores.unsqueeze(-1)
     if task.name == "regression":
         return scores.flatten(1)
-    if scores.dim() != task.rank:
+    if scores.dim() != task.rank or (task.rank == 3 and scores.shape[-1] < 2):
         raise DataError(f"the model returns {shape_text(scores)}, {task.name} needs {task.meaning}")
     return scores
 
 
 def _two_classes(z: Tensor, squashed: Squashed) -> Tensor:
-    """Logits (0, z) of no and yes [..., 2]; log-probabilities where z is one of yes already."""
-    if squashed == "sigmoid":
-        return torch.stack([(-z).log1p(), z.log()], -1)
-    return torch.stack([torch.zeros_like(z), z], -1)
-
-
-def _squashed(scores: Tensor, task: Task) -> Squashed:
-    """Whether a softmax (rows in [0, 1] that sum to 1) or a sigmoid (all in [0, 1]) has been applied already."""
-    values = scores.double()
-    if task.name == "regression" or not bool(((values >= 0) & (values <= 1)).all()):
-        return ""
-    if task.per == "label" or scores.shape[-1] == 1:
-        return "sigmoid" if values.numel() >= FEW else ""
-    return "softmax" if bool(((values.sum(-1) - 1).abs() < MAX_ROUNDING).all()) else ""
-
-
-def _findings(
-    output: Any, scores: Tensor, task: Task, squashed: Squashed, variance: float | None, *, guessed: bool
-) -> dict[str, str]:
-    findings = {}
-    if squashed:
-        findings["outputs_are_probabilities"] = "the model returns probabilities: they are taken back to logits"
-    if task.name == "classification" and scores.shape[-1] == 1:
-        findings["one_output"] = "the model has one output: it is read as the logit of class 1 against class 0"
-    if several_tensors(output):
-        findings["several_outputs"] = "the model returns several tensors: the first is taken for the scores"
-    if task.name == "regression":
-        of = "1, there being no targets" if variance is None else f"{variance:.4g}, the variance of the targets"
-        findings["gaussian_surrogate"] = f"regression: divergences are of the surrogate N(output, v) with v = {of}"
-    if guessed and task.name not in ("classification", "tokens"):
-        findings["task_guessed"] = f"outputs and labels look like {task.name} ({task.meaning}): else name the --task"
-    return findings
-
-
-def _check_labels(rows: RowBatch, scores: Tensor, task: Task) -> None:
-    """Labels go with the outputs.
-
-    Raises:
-        DataError: they do not.
-    """
-    if rows.places is None:
-        if rows.labels is not None and task.name == "classification" and rows.labels.dim() != 1:
-            raise DataError(f"labels are {list(rows.labels.shape)}, classification needs one label an example")
-        if rows.labels is not None and task.name == "regression" and rows.labels.shape != scores.shape:
-            raise DataError(f"targets are {list(rows.labels.shape)} and the model returns {shape_text(scores)}")
-        return
-    shape = scores.shape if task.per == "label" else scores.shape[:-1]
-    expected = (shape[0], shape[1] - 1) if task.shift else tuple(shape)
-    if tuple(rows.places.shape) != expected:
-        raise DataError(
-            f"labels are {list(rows.places.shape)} and the model returns {shape_text(scores)}: {task.name} needs one"
-            f" label a {task.per}"
-        )
+    """Logits (0, z) of no and yes [..., 2], where z may have gone through a sigmoid; (-inf, 0) where that gave 1."""
+    if squashed != "sigmoid":
+        return torch.stack([torch.zeros_like(z), z], -1)
+    no, yes = (-z).log1p(), z.log()
+    base = torch.where(z == 1, 0.0, no)
+    return torch.stack([no - base, yes - base], -1)

@@ -203,7 +203,7 @@ def test_senseless_arguments_are_refused(arguments, error, message, data):
 
 def test_what_does_not_go_together_is_named(data):
     inputs, labels = data
-    with pytest.raises(DataError, match=r"refuses the data \(inputs: float32 \[8, 3\]\): RuntimeError: mat1"):
+    with pytest.raises(DataError, match=r"refuses the data \(inputs: float32 \[2, 3\]\): RuntimeError: mat1"):
         analyze(mlp(), inputs[:, :3])
     with pytest.raises(DataError, match="label 9 at example 5 is out of range for 4 classes"):
         analyze(mlp(), (inputs, torch.where(torch.arange(N) == 5, 9, labels)))

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from rdrop_analysis import analyze
+from rdrop_analysis import batching as batching_module
 from rdrop_analysis.commands.options import TASK_NAMES
 from rdrop_analysis.data.examples import Batch, Data
+from rdrop_analysis.datasets import load_data
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.reading import recognise
+from rdrop_analysis.recognising import recognise
 from rdrop_analysis.tasks import AUTO, TASKS, Targets
 
 N, L, C = 6, 5, 4
@@ -213,3 +216,166 @@ def test_checkpoints_of_different_tasks_are_measured_but_not_compared():
 def test_a_probe_that_does_not_fit_the_task_is_refused():
     with pytest.raises(UsageError, match="unknown probe 'calibration' for regression: choose from pairwise_kl, gap"):
         analyze(Returns(outputs=1), (torch.randn(N, 3), torch.randn(N)), sub_models=4, probes="calibration")
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            n_embd=16, n_layer=1, n_head=2, vocab_size=11, n_positions=8, bos_token_id=0, eos_token_id=0
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_language_model_in_memory_is_shifted_as_well(gpt2, wrapped):
+    """By its architecture, and without one because its labels are its own tokens; against the model's own loss."""
+    ids = torch.randint(0, 11, (N, 8))
+
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = gpt2
+
+        def forward(self, input_ids):
+            return self.inside(input_ids).logits
+
+    with torch.no_grad():
+        loss = float(gpt2(ids, labels=ids).loss)
+    results = analyze(Bare() if wrapped else gpt2, ({"input_ids": ids}, ids), sub_models=2)
+    assert results.record.data.task == "causal-lm"
+    assert results.record.checkpoints[0].metrics["nll_eval"].estimate == pytest.approx(loss, rel=1e-5)
+    assert ("task_guessed" in [w.code for w in results.record.warnings]) == wrapped
+
+
+def test_labelled_padding_does_not_count():
+    mask = torch.tensor([[0, 0, 1, 1, 1]] * N)
+    ids = torch.randint(0, 11, (N, L))
+    _, rows = read(Language(), {"input_ids": ids, "attention_mask": mask}, task="causal-lm")
+    assert rows.places.tolist() == [[False, False, True, True]] * N  # the first real token follows nothing real
+
+    class Masked(Returns):
+        def forward(self, x, attention_mask):
+            return super().forward(x)
+
+    _, rows = read(Masked(), {"x": torch.randn(N, L, 3), "attention_mask": mask}, torch.randint(0, C, (N, L)))
+    assert rows.places.tolist() == mask.bool().tolist()
+
+
+class Pairs(nn.Module):
+    """A decoder that looks at the tokens before and no others."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.drop, self.head = nn.Embedding(11, 8), nn.Dropout(0.2), nn.Linear(8, 11)
+
+    def forward(self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None):
+        return self.head(self.drop(self.embed(decoder_input_ids) + self.embed(input_ids).mean(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("length", [L, L + 2])
+def test_without_labels_the_rows_of_a_decoder_are_its_own_tokens(length):
+    source, target = torch.randint(0, 11, (N, L)), torch.randint(0, 11, (N, length))
+    mask = torch.ones(N, L).long()
+    mask[:, 2:] = 0
+    inputs = {"input_ids": source, "decoder_input_ids": target, "attention_mask": mask}
+    _, rows = read(Pairs(), inputs, task="seq2seq")
+    assert rows.places.tolist() == [[True] * length] * N
+    kept = torch.arange(length) < torch.randint(1, length, (N, 1))
+    _, rows = read(Pairs(), {**inputs, "decoder_attention_mask": kept.long()}, task="seq2seq")
+    assert torch.equal(rows.places, kept)
+
+
+def test_every_piece_of_the_data_has_to_fit_the_outputs():
+    x, labels = torch.randn(N, L, 3), torch.randint(0, C, (N, L))
+    with pytest.raises(DataError, match=r"scores for \[3, 5\] rows where the labels have \[3, 4\]"):
+        analyze(Returns(), [(x[:3], labels[:3]), (x[3:], labels[3:, :4])], sub_models=2)
+    data = [(x[:3, 0], torch.randn(3, C)), (x[3:, 0], torch.randn(3, 1))]
+    with pytest.raises(DataError, match=r"labels are \[3, 1\] where the model's outputs need \[3, 4\]"):
+        analyze(Returns(), data, sub_models=2, task="regression")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [4, 20, 100])
+def test_probabilities_in_half_precision_are_recognised(dtype, outputs):
+    model = Returns(lambda z: z.softmax(-1), outputs).to(dtype)
+    assert read(model, torch.randn(16, 3).to(dtype))[0].squashed == "softmax"
+
+
+def test_a_sigmoid_is_undone_so_that_its_logits_are_those_without_it():
+    torch.manual_seed(0)
+    bare = Returns(outputs=1)
+    squashed = Returns(torch.sigmoid, outputs=1)
+    squashed.load_state_dict(bare.state_dict())
+    data = (torch.randn(40, 3), torch.randint(0, 2, (40,)))
+    first, second = (analyze(m, data, sub_models=4).record.checkpoints[0].metrics for m in (bare, squashed))
+    for name in ("epkl", "expectation_linearity", "jacobian_logits", "jacobian_spectral", "nll_eval"):
+        assert second[name].estimate == pytest.approx(first[name].estimate, rel=1e-3), name
+
+
+def test_logits_that_begin_like_probabilities_are_named_as_what_may_be_wrong():
+    x = torch.cat([torch.rand(40, 1), torch.randn(40, 1) * 9])
+    with pytest.raises(DataError, match=r"not finite.*first outputs look like those of a sigmoid"):
+        analyze(nn.Sequential(nn.Identity(), nn.Dropout(0.1)), (x, torch.arange(80) % 2), sub_models=2)
+
+
+def test_labels_in_a_column_are_classes_and_unknown_targets_are_no_targets():
+    reader, rows = read(Returns(outputs=1), torch.randn(N, 3), torch.tensor([[0.0], [1], [1], [0], [1], [0]]))
+    assert (reader.task.name, rows.labels.shape) == ("classification", (N,))
+    targets = torch.tensor([5, 3, -100, 8, 2, 2])
+    reader, rows = read(Returns(outputs=1), torch.randn(N, 3), targets)
+    assert reader.task.name == "regression"
+    assert rows.labels[:, 0].isnan().tolist() == [False, False, True, False, False, False]
+    known = torch.tensor([5.0, 3, 8, 2, 2])
+    assert reader.family.variance == pytest.approx(float(known.var(correction=0)))
+
+
+def test_what_is_odd_about_targets_is_said():
+    constant, _ = read(Returns(outputs=1), torch.randn(N, 3), torch.full((N,), 0.5))
+    assert "1, the targets being constant" in constant.findings["gaussian_surrogate"]
+    uneven, _ = read(Returns(outputs=2), torch.randn(N, 3), torch.randn(N, 2) * torch.tensor([1.0, 1e3]))
+    assert "a hundredfold" in uneven.findings["targets_uneven"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "task", "outputs", "message"),
+    [
+        ((N, L, 3), torch.full((N, L), -100), AUTO, C, "no token counts: every one is padding or has the label -100"),
+        ((N, L, 3), None, "tokens", 1, r"returns float32 \[6, 5, 1\], tokens needs class scores"),
+        ((N, 3), torch.randint(2, 5, (N, C)), "multi-label", C, "multi-label needs labels of 0 and 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(shape, labels, task, outputs, message):
+    data = torch.randn(shape) if labels is None else (torch.randn(shape), labels)
+    with pytest.raises(DataError, match=message):
+        analyze(Returns(outputs=outputs), data, sub_models=2, task=task)
+
+
+def test_unknown_labels_of_several_may_be_nan():
+    labels = torch.randint(0, 2, (N, C)).float()
+    labels[1, 2] = torch.nan
+    record = analyze(Returns(), (torch.randn(N, 3), labels), sub_models=2, task="multi-label").record
+    assert record.data.n_rows == N * C - 1
+
+
+class Long(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.drop, self.head = nn.Embedding(11, 4), nn.Dropout(0.2), nn.Linear(4, 500)
+
+    def forward(self, input_ids):
+        return self.head(self.drop(self.embed(input_ids)))
+
+
+def test_each_length_has_a_batch_size_of_its_own(monkeypatch):
+    monkeypatch.setattr(batching_module, "NUMBERS_A_TENSOR", 500 * 100)
+    data = load_data([torch.randint(0, 11, (40, 2)), torch.randint(0, 11, (40, 50))])
+    reader, _ = read(Long(), data.pieces[0].inputs, task="tokens")
+    assert batching_module.batching(reader, data, None).sizes == (50, 2)
+    monkeypatch.setattr(batching_module, "rows_that_fit", lambda classes: 200)
+    cut = batching_module.batching(reader, data, 30)
+    assert (cut.sizes, cut.cut, cut.chunk) == ((30, 4), True, 4)
+    assert sum(batch.n for batch in cut.batches(reader, data)) == 80
+    record = analyze(Long(), data, sub_models=2, task="tokens", batch_size=30, probes="pairwise_kl").record
+    assert [w.code for w in record.warnings] == ["batch_size_cut"]

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from rdrop_probes.terms import EvalBatch
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over the rows of each example.
+
+    Attributes:
+        values: [..., N]; NaN for an example without rows.
+        weights: [N], over how many rows they are; None where each example is one row.
+        infinite: [N], how many rows were left out because their first value is not finite; None likewise.
+    """
+
+    values: Tensor
+    weights: Tensor | None = None
+    infinite: Tensor | None = None
 
 
 class ByExample:
@@ -13,36 +30,25 @@ class ByExample:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: Tensor | None = None
-        self._counted: EvalBatch | None = None
 
-    def mean(self, batch: EvalBatch, name: str, values: Tensor) -> Tensor | None:
-        """Mean [..., N] over the rows of each example of values [..., P]; NaN for an example without rows.
+    def means(self, batch: EvalBatch, name: str, values: Tensor) -> Means | None:
+        """Means of values [P] or [G, P] over rows; None while groups of the batch's rows are still to come.
 
-        None while groups of the batch's rows are still to come.
+        A row whose first value is infinite is left out: one impossible token says nothing of the others.
         """
-        total, weights = self.total(batch, name, values), self.weights(batch)
-        return total if total is None or weights is None else total / weights
+        if batch.owners is None:
+            return Means(values)
+        first = values if values.dim() == 1 else values[0]
+        kept = torch.isfinite(first)
+        counts = self.total(batch, f"{name}/rows", torch.stack([kept, ~kept]).to(values.dtype))
+        total = self.total(batch, name, torch.where(kept, values, 0.0))
+        return None if total is None or counts is None else Means(total / counts[0], counts[0], counts[1])
 
     def total(self, batch: EvalBatch, name: str, values: Tensor) -> Tensor | None:
         """Sum [..., N] over the rows of each example of values [..., P]; None while groups are still to come."""
         if batch.owners is None or batch.n is None:
             return values
-        self._count(batch, batch.owners, batch.n)
         if name not in self._sums:
             self._sums[name] = values.new_zeros((*values.shape[:-1], batch.n))
         self._sums[name].index_add_(-1, batch.owners, values)
         return self._sums.pop(name) if batch.last else None
-
-    def weights(self, batch: EvalBatch) -> Tensor | None:
-        """How many rows each example has [N], once the last group is in; None where each example is one row."""
-        return None if batch.owners is None else self._counts
-
-    def _count(self, batch: EvalBatch, owners: Tensor, n: int) -> None:
-        """Count the rows of a group once, and begin anew with the first group of a batch."""
-        if self._counted is batch:
-            return
-        counts = torch.bincount(owners, minlength=n).double()
-        begins = self._counted is None or self._counted.last
-        self._counts = counts if begins or self._counts is None else self._counts + counts
-        self._counted = batch

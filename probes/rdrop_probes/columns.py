@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
+FEWEST = 0.5  # degrees of freedom, with fewer of which one example is nearly all there is: no interval
+EQUAL = 1e-9  # of effective examples, below which weights differ by rounding alone
 
 
 @dataclass
@@ -22,6 +24,8 @@ class Column:
         leave_out_n: how many examples (rows, with weights) that sum runs over.
         weights: [N], how many rows (tokens, labels) each value is the mean of; None where an example is one row.
             The metric is then the mean over all rows.
+        infinite: [N], how many rows of each example are left out of it because they are not finite.
+        df: degrees of freedom of the spread over examples, where these weigh unequally.
         tabulated: whether the values stand for the example alone (False for linearised quantities).
         proportion: whether the values are shares of hits, so that 0 and 1 are outcomes and not quantities.
         squared: whether the values are squares and the metric is the root of their mean.
@@ -33,6 +37,8 @@ class Column:
     leave_out: Floats | None = None
     leave_out_n: float = 0
     weights: Floats | None = None
+    infinite: Floats | None = None
+    df: float | None = None
     tabulated: bool = True
     squared: bool = False
     proportion: bool = False
@@ -53,21 +59,30 @@ class Column:
             self.leave_out_n += other.leave_out_n
         if self.weights is not None and other.weights is not None:
             self.weights = np.concatenate([self.weights, other.weights])
+        if self.infinite is not None and other.infinite is not None:
+            self.infinite = np.concatenate([self.infinite, other.infinite])
 
     def linearised(self) -> Column:
         """Column of one value an example whose plain mean is the metric, and whose spread is that of the metric.
 
-        value_n = r + w_n (m_n - r) / mean(w), r the mean over all rows: the delta method for a ratio of means.
-        The examples stay the sample: rows of one example share their input and their masks.
+        The jackknife of a ratio of sums (Efron and Stein 1981): with h = w / sum(w) and r the mean over all rows,
+        value = r + (N - 1) h / (1 - h) (m - r), centred at r. An example with many rows has more leverage than the
+        delta method grants it. Degrees of freedom are those of Kish's effective number of examples,
+        sum(w)^2 / sum(w^2). The examples stay the sample: rows of one share their input and their masks.
         """
         if self.weights is None:
             return self
-        scale = np.where(self.finite, self.weights, 0.0)
-        scale = scale / scale[self.finite].mean() if self.finite.any() else scale
-        mean = (scale * np.where(self.finite, self.values, 0.0)).sum() / max(self.finite.sum(), 1)
-        values = np.where(self.finite, mean + scale * (self.values - mean), self.values)
-        variance = None if self.mask_variance is None else scale**2 * self.mask_variance
-        return replace(self, values=values, mask_variance=variance, weights=None, tabulated=False)
+        kept = self.finite & (self.weights > 0)
+        n = int(kept.sum())
+        share = np.where(kept, self.weights, 0.0) / max(self.weights[kept].sum(), 1.0)
+        mean = (share * np.where(kept, self.values, 0.0)).sum()
+        leverage = (n - 1) * share / np.maximum(1 - share, np.finfo(float).eps)
+        moved = leverage * np.where(kept, self.values - mean, 0.0)
+        values = np.where(kept, mean + moved - moved[kept].sum() / max(n, 1), self.values)
+        variance = None if self.mask_variance is None else (n * share) ** 2 * self.mask_variance
+        df = float(1 / (share**2).sum() - 1) if n else 0.0
+        df = n - 1.0 if df > n - 1 - EQUAL else df * (df > FEWEST)
+        return replace(self, values=values, mask_variance=variance, weights=None, infinite=None, df=df, tabulated=False)
 
 
 @dataclass
@@ -89,9 +104,10 @@ class ColumnSet:
             self.add(name, column)
 
 
-def plain(values: Tensor, *, proportion: bool = False, weights: Tensor | None = None) -> Column:
+def plain(values: Tensor, *, proportion: bool = False, weights: Tensor | None = None, floor: float = -np.inf) -> Column:
     """Column of values [N] without dropout in them."""
-    return Column(as_floats(values), proportion=proportion, weights=None if weights is None else as_floats(weights))
+    by_row = None if weights is None else as_floats(weights)
+    return Column(as_floats(values), proportion=proportion, weights=by_row, floor=floor)
 
 
 def as_floats(values: Tensor) -> Floats:

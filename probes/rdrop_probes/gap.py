@@ -19,15 +19,13 @@ from rdrop_probes.terms import (
     flip,
     kl_from_eval,
     kl_to_eval,
-    label_ratio,
+    log_likelihood,
     logit_shift,
     logit_shift_square,
     negative_log_likelihood,
     probability,
     vote,
 )
-
-UNDERFLOW = 700.0  # nats, beyond which a probability loses digits in float64
 
 
 class Gap(SubModelProbe):
@@ -66,7 +64,7 @@ class Gap(SubModelProbe):
 
     def terms_for(self, *, labels: bool) -> Iterable[Term]:
         """With labels also the likelihood and the hits of each sub-model."""
-        return (*self.terms, negative_log_likelihood, correct, label_ratio) if labels else self.terms
+        return (*self.terms, negative_log_likelihood, correct, log_likelihood) if labels else self.terms
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Sub-model metrics by jackknife, eval metrics as they are."""
@@ -99,16 +97,9 @@ class Gap(SubModelProbe):
         nll_sub, accuracy_sub = totals.mean(negative_log_likelihood), totals.mean(correct)
         return {
             "nll_sub": nll_sub,
-            "nll_mean": _nll_of_mean(batch, totals, mean),
+            "nll_mean": -totals.mean(log_likelihood),
             "nll_gap": nll_sub - nll(batch.log_p, batch.labels),
             "accuracy_sub": accuracy_sub,
             "accuracy_mean": hits(mean, batch.labels),
             "accuracy_gap": hits(batch.log_p, batch.labels) - accuracy_sub,
         }
-
-
-def _nll_of_mean(batch: EvalBatch, totals: Totals, log_mean: Tensor) -> Tensor:
-    """-log of the mean probability of the label, also where that underflows: from ratios to the eval model's."""
-    direct = nll(log_mean, batch.labels)
-    by_ratio = nll(batch.log_p, batch.labels) - totals.mean(label_ratio).log()
-    return torch.where(direct > UNDERFLOW, by_ratio, direct)

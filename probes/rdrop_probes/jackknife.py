@@ -21,12 +21,14 @@ class Jackknife:
     Attributes:
         full: [N]. without: [G, N]. sizes: [G], sub-models in each block.
         weights: [N], how many rows each value is the mean of; None where each is one.
+        infinite: [N], how many rows are left out of it.
     """
 
     full: Tensor
     without: Tensor
     sizes: Tensor
     weights: Tensor | None = None
+    infinite: Tensor | None = None
 
     @property
     def corrected(self) -> Tensor:
@@ -53,5 +55,6 @@ class Jackknife:
             as_floats(leave_out),
             float(weights[usable].sum()),
             weights=None if self.weights is None else as_floats(weights),
+            infinite=None if self.infinite is None else as_floats(self.infinite),
             proportion=proportion,
         )

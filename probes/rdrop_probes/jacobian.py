@@ -89,11 +89,11 @@ class _ExactFold(GradientFold):
         gram = rows @ rows.mT  # [N, C, C]
         spectral = torch.linalg.eigvalsh(gram)[:, -1]
         kept = self._probe.kept
-        kept.add("jacobian_logits", plain(gram.diagonal(dim1=1, dim2=2).sum(-1).sqrt()))
+        kept.add("jacobian_logits", plain(gram.diagonal(dim1=1, dim2=2).sum(-1).sqrt(), floor=0.0))
         if self._gradients.family.name == "categorical":
-            kept.add("jacobian_probs", plain((p.square() * squares).sum(1).sqrt()))
-        kept.add("jacobian_spectral", plain(spectral.clamp(min=0).sqrt()))
-        kept.add("jacobian_fisher", plain((weights * squares).sum(1)))
+            kept.add("jacobian_probs", plain((p.square() * squares).sum(1).sqrt(), floor=0.0))
+        kept.add("jacobian_spectral", plain(spectral.clamp(min=0).sqrt(), floor=0.0))
+        kept.add("jacobian_fisher", plain((weights * squares).sum(1), floor=0.0))
 
     def _jacobian(self, log_p_rows: Tensor) -> Tensor:
         """J [N, C, D]: dz = dlogp + dlse for class scores, the rows themselves for a Gaussian's outputs."""
@@ -126,11 +126,12 @@ class _SampledFold(GradientFold):
         self._keep("jacobian_logits", g.by_row(squared_frobenius(g, g.logits, PROJECTIONS)).sqrt())
         if g.family.name == "categorical":
             self._keep("jacobian_probs", g.by_row(squared_frobenius(g, g.logits.softmax(-1), PROJECTIONS)).sqrt())
-        self._keep("jacobian_spectral", spectral_norm(g, POWER_ITERATIONS))
+        spectral = torch.where(g.by_row(self._fisher).isnan(), torch.nan, spectral_norm(g, POWER_ITERATIONS))
+        self._probe.kept.add("jacobian_spectral", plain(spectral, floor=0.0))
         self._keep("jacobian_fisher", g.by_row(self._fisher))
 
     def _keep(self, name: str, values: Tensor) -> None:
-        self._probe.kept.add(name, plain(values, weights=self._gradients.weights))
+        self._probe.kept.add(name, plain(values, weights=self._gradients.weights, floor=0.0))
 
 
 def squared_frobenius(gradients: GradientPass, outputs: Tensor, count: int) -> Tensor:

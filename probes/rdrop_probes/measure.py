@@ -24,7 +24,7 @@ from rdrop_probes.submodels import Chunk, Strategy, SubModels, first_line
 from rdrop_probes.terms import BlockSums, EvalBatch, Term, rows_that_fit, vote
 
 GRADIENT_EXAMPLES = 64  # at most in a differentiable pass: rows of the Jacobian are kept for all its examples
-ROUNDING = 1e-9  # below which a divergence of a model without dropout is float64 rounding
+ROUNDING = 1e-6  # below which a divergence of a model without dropout is rounding, of single precision at worst
 GRADIENT_SHARE = 4  # part of a batch in such a pass: batches are cut to what a pass without gradients can hold
 
 
@@ -70,6 +70,9 @@ class Batch:
         if self.places is None:
             return outputs
         dims = self.places.dim()
+        if outputs.shape[-1 - dims : -1] != self.places.shape:
+            found, wanted = list(outputs.shape[-1 - dims : -1]), list(self.places.shape)
+            raise LayoutError(f"the model returns scores for {found} rows where the labels have {wanted}")
         flat = outputs.flatten(outputs.dim() - 1 - dims, -2)
         return flat[..., self.places.flatten().nonzero().squeeze(1).to(outputs.device), :]
 
@@ -104,6 +107,10 @@ class Measurement:
     shared_masks: bool = False
     predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     votes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+
+class LayoutError(ValueError):
+    """Labels and outputs of some examples do not go together."""
 
 
 class NotFiniteError(ValueError):
@@ -232,6 +239,9 @@ class _Pass:
         """What the eval model says of some of the batch's rows."""
         logits = outputs[group].double()
         owners, labels = batch.owners, batch.row_labels
+        expected = outputs.shape if self._family.name == "gaussian" else outputs.shape[:1]
+        if labels is not None and labels.shape != expected:
+            raise LayoutError(f"labels are {list(labels.shape)} where the model's outputs need {list(expected)}")
         owners = None if owners is None else owners[group].to(logits.device)
         labels = None if labels is None else labels[group].to(logits.device)
         _check_finite(logits, batch.start, "the eval model", owners)

@@ -171,7 +171,8 @@ class _NeutralPass(DrawInterceptor):
         result = func(*args, **kwargs)
         operator = func.overloadpacket.__name__
         self._uses.follow(operator, args, result)
-        self._neutralise(result)
+        if not any(id(a) in self._masks for a in args if isinstance(a, Tensor)):
+            self._neutralise(result)
         if operator in {"mul", "mul_", "div", "div_"}:
             masks = [i for i, a in enumerate(args[:2]) if isinstance(a, Tensor) and id(a) in self._masks]
             if masks:

@@ -56,10 +56,10 @@ class Prediction(Probe):
         for key, squares in by_site.items():
             rate = self._rate(key)
             predicted = (rate / (1 - rate) * squares).cpu()  # 2 R_site
-            self._by_site.add(_label(key), plain(predicted, weights=weights))
+            self._by_site.add(_label(key), plain(predicted, weights=weights, floor=0.0))
             total += predicted
         if by_site or not (self._plan and self._plan.stochastic):  # where nothing is predicted, 0 would be a lie
-            self.kept.add("predicted_epkl", plain(total, weights=weights))
+            self.kept.add("predicted_epkl", plain(total, weights=weights, floor=0.0))
 
     def merge(self, other: Prediction) -> None:
         """Append another worker's examples."""
@@ -78,7 +78,8 @@ class Prediction(Probe):
     def outcome(self) -> Outcome:
         """Columns, a line a site, and which sites are not predicted."""
         kept = self.kept.columns.get("predicted_epkl")
-        total = 0.0 if kept is None else float(np.nanmean(kept.linearised().values))
+        predicted = None if kept is None else kept.linearised()
+        total = 0.0 if predicted is None or not predicted.finite.any() else float(np.nanmean(predicted.values))
         lines = [self._line(key, total) for key in (self._plan.sites if self._plan else ())]
         findings = {}
         if self._unpredictable:

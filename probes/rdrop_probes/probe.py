@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rdrop_probes.by_example import ByExample
-from rdrop_probes.columns import Column, ColumnSet, plain
+from rdrop_probes.columns import Column, ColumnSet, as_floats, plain
 from rdrop_probes.families import FamilyName
 from rdrop_probes.gradients import GradientPass, Row
 from rdrop_probes.jackknife import Jackknife
@@ -142,14 +142,16 @@ class SubModelProbe(Probe):
         found = {}
         for name, values in full.items():
             without = torch.cat([part[name] for part in parts])
-            both = self.examples.mean(batch, f"{name}/{blocks}", torch.cat([values[None], without]))
-            if both is not None:
+            means = self.examples.means(batch, f"{name}/{blocks}", torch.cat([values[None], without]))
+            if means is not None:
                 sizes = sums.sizes[:blocks].to(values.device)
-                found[name] = Jackknife(both[0], both[1:], sizes, self.examples.weights(batch))
+                found[name] = Jackknife(means.values[0], means.values[1:], sizes, means.weights, means.infinite)
         return found
 
     def keep_plain(self, batch: EvalBatch, name: str, values: Tensor, *, proportion: bool = False) -> None:
         """Keep values [P] of the eval model, by example."""
-        means = self.examples.mean(batch, name, values)
+        means = self.examples.means(batch, name, values)
         if means is not None:
-            self.kept.add(name, plain(means, proportion=proportion, weights=self.examples.weights(batch)))
+            column = plain(means.values, proportion=proportion, weights=means.weights)
+            column.infinite = None if means.infinite is None else as_floats(means.infinite)
+            self.kept.add(name, column)

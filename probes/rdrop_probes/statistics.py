@@ -43,11 +43,15 @@ def metric(column: Column, *, unit: str, shared_masks: bool, level: float = LEVE
 
     The mean is over rows, the sample is the examples.
     """
+    sure = column.proportion and column.weights is not None and _all_alike(column)
     column = column.linearised()
     values = column.values[column.finite]
     if not len(values):
         return Metric(estimate=None, level=level, unit=unit, n=0)
     estimate = float(values.mean())
+    if sure:  # every row of every example hits, or none: as many trials as examples
+        column = replace(column, values=np.where(column.finite, round(estimate), np.nan))
+        estimate = float(round(estimate))
     low, high = _interval(column, estimate, shared_masks=shared_masks, level=level)
     mask = mask_spread(column, shared_masks=shared_masks).half_width(level)
     mask_bounds = (None, None) if mask is None else (estimate - mask, estimate + mask)
@@ -87,14 +91,15 @@ def compare(
     both = ref.finite & cand.finite
     a, b = ref.values[both], cand.values[both]
     blocks = _difference_of_blocks(ref, cand) if shared_masks else None
-    spread = sample_spread(b - a, blocks)
+    df = _fewer(ref, cand)
+    spread = sample_spread(b - a, blocks, df)
     difference = float((b - a).mean()) if len(a) else None
     half = spread.half_width(level) if len(a) else None
     proportions = ref.proportion and cand.proportion
     if half == 0 and proportions:
         half = _never_seen(len(a), level)
     bound = 1.0 if proportions else np.inf  # no share differs by more than 1
-    ratio, ratio_low, ratio_high = _ratio(a, b, (ref, cand) if shared_masks else None, level)
+    ratio, ratio_low, ratio_high = _ratio(a, b, (ref, cand) if shared_masks else None, level, df)
     return Comparison(
         metric=name,
         reference=ref_name,
@@ -120,6 +125,18 @@ def paired(ref: Column, cand: Column) -> tuple[Column, Column]:
     return _over(ref, both), _over(cand, both)
 
 
+def _all_alike(column: Column) -> bool:
+    """Whether every row of every example hits, or none does."""
+    values = column.values[column.finite]
+    return bool(len(values)) and bool((values == 0).all() or (values == 1).all())
+
+
+def _fewer(a: Column, b: Column) -> float | None:
+    """Degrees of freedom over examples of the two together; None where examples weigh alike."""
+    known = [column.df for column in (a, b) if column.df is not None]
+    return min(known) if known else None
+
+
 def _over(column: Column, kept: NDArray[np.bool_]) -> Column:
     if column.weights is None:
         return column
@@ -135,15 +152,16 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [replace(c, p_adjusted=None if c.p_value is None else next(adjusted)) for c in comparisons]
 
 
-def sample_spread(values: Floats, blocks: Floats | None = None) -> Spread:
-    """Variance of the mean of values [N] over examples; plus, from leave-one-block-out means [G], over masks."""
+def sample_spread(values: Floats, blocks: Floats | None = None, df: float | None = None) -> Spread:
+    """Variance of the mean of values [N] over examples; plus, from leave-one-block-out means [G], over masks.
+
+    `df` are the degrees of freedom of the former, N - 1 by default.
+    """
     n = len(values)
     if n < 2:
         return Spread(0.0, 0)
-    over_examples = float(values.var(ddof=1)) / n
-    if blocks is None:
-        return Spread(over_examples, n - 1)
-    return _add(Spread(over_examples, n - 1), block_spread(blocks))
+    over_examples = Spread(float(values.var(ddof=1)) / n, n - 1 if df is None else df)
+    return over_examples if blocks is None else _add(over_examples, block_spread(blocks))
 
 
 def block_spread(leave_out: Floats) -> Spread:
@@ -179,13 +197,15 @@ def ratio_column(numerator: Column, denominator: Column) -> Column | None:
     ratio = numerator.values[both].mean() / scale
     values = np.full(len(both), np.nan)
     values[both] = ratio + (numerator.values[both] - ratio * denominator.values[both]) / scale
+    df = _fewer(numerator, denominator)
     if numerator.mask_variance is None or numerator.leave_out is None:
-        return Column(values, tabulated=False)
+        return Column(values, df=df, tabulated=False)
     return Column(
         values,
         numerator.mask_variance / scale**2,
         numerator.leave_out / scale,
         numerator.leave_out_n,
+        df=df,
         tabulated=False,
     )
 
@@ -209,13 +229,14 @@ def _interval(
     if column.proportion and not crossed and np.isin(values, (0.0, 1.0)).all() and n > 1:
         wilson = stats.binomtest(int(values.sum()), n).proportion_ci(level, method="wilson")
         return float(wilson.low), float(wilson.high)
-    spread = sample_spread(values)
+    spread = sample_spread(values, df=column.df)
     if shared_masks and column.leave_out is not None and column.mask_variance is not None:
         twice = float(np.nansum(column.mask_variance)) / n**2
         both = _add(spread, mask_spread(column, shared_masks=True))
         spread = Spread(max(both.variance - twice, spread.variance), both.df)
     half = spread.half_width(level)
-    return (None, None) if half is None else (max(estimate - half, column.floor), estimate + half)
+    floor, ceiling = (0.0, 1.0) if column.proportion else (column.floor, np.inf)
+    return (None, None) if half is None else (max(estimate - half, floor), min(estimate + half, ceiling))
 
 
 def _add(a: Spread, b: Spread) -> Spread:
@@ -253,14 +274,14 @@ def _p_value(difference: float | None, spread: Spread, n: int) -> float | None:
 
 
 def _ratio(
-    a: Floats, b: Floats, masks: tuple[Column, Column] | None, level: float
+    a: Floats, b: Floats, masks: tuple[Column, Column] | None, level: float, df: float | None
 ) -> tuple[float | None, float | None, float | None]:
     """mean(b) / mean(a) with an interval by the delta method on its logarithm (paired)."""
     if not len(a) or a.mean() == 0 or not isfinite(ratio := float(b.mean() / a.mean())) or ratio <= 0:
         return None, None, None
     blocks = _difference_of_blocks(*masks, times=ratio) if masks else None
     scale = float(b.mean())  # not the leave-out means: those of a bias-corrected metric are not corrected
-    half = sample_spread((b - ratio * a) / scale, None if blocks is None else blocks / scale).half_width(level)
+    half = sample_spread((b - ratio * a) / scale, None if blocks is None else blocks / scale, df).half_width(level)
     if half is None or half > MAX_LOG_RATIO:
         return ratio, None, None
     return ratio, exp(log(ratio) - half), exp(log(ratio) + half)

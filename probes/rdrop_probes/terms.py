@@ -80,21 +80,24 @@ class BlockSums:
         for term in self._terms:
             values = term(batch, logits, log_p)
             if term not in self._sums:
-                self._sums[term] = self._zeros(values)
+                self._sums[term] = self._zeros(values).log_() if term in LOG_TERMS else self._zeros(values)
             for block, value in zip(block_of, values, strict=True):
-                self._sums[term][block] += value
+                if term in LOG_TERMS:
+                    self._sums[term][block] = torch.logaddexp(self._sums[term][block], value)
+                else:
+                    self._sums[term][block] += value
 
     def total(self, blocks: int | None = None) -> Totals:
         """Sums [N, ...] over the first `blocks` blocks, all by default."""
         blocks = blocks or self.blocks
         kept = list(range(blocks))
-        return self._totals(blocks, self.sizes[:blocks].sum(), lambda parts: _total(parts, kept))
+        return self._totals(blocks, self.sizes[:blocks].sum(), lambda term: self._some(term, kept)[0])
 
     def leave_one_out(self, blocks: int | None = None) -> Totals:
         """Sums [blocks, N, ...] over the first `blocks` blocks but one, each in turn."""
         blocks = blocks or self.blocks
         sizes = self.sizes[:blocks]
-        return self._totals(blocks, sizes.sum() - sizes, _all_but_one)
+        return self._totals(blocks, sizes.sum() - sizes, lambda term: _all_but_one(self._sums[term][:blocks], term))
 
     def parts_left_out(self, blocks: int | None = None) -> Iterator[Totals]:
         """:meth:`leave_one_out` in parts, [1, N, ...] each where there are many classes, so that memory is bounded."""
@@ -108,6 +111,8 @@ class BlockSums:
 
     def _some(self, term: Term, kept: list[int]) -> Tensor:
         """Sum of a term over some of the blocks [1, N, ...]."""
+        if term in LOG_TERMS:
+            return torch.logsumexp(self._sums[term][kept], 0)[None]
         return _total(self._sums[term], kept)[None]
 
     def _zeros(self, values: Tensor) -> Tensor:
@@ -115,10 +120,10 @@ class BlockSums:
         single = self._many and values.dtype == torch.float64 and values.dim() > 2
         return values.new_zeros((self.blocks, *values.shape[1:]), dtype=torch.float32 if single else values.dtype)
 
-    def _totals(self, blocks: int, count: Tensor, reduce: Callable[[Tensor], Tensor]) -> Totals:
+    def _totals(self, blocks: int, count: Tensor, reduce: Callable[[Term], Tensor]) -> Totals:
         key = (blocks, count.dim())
         if key not in self._reduced:
-            self._reduced[key] = Totals(count, lambda term: reduce(self._sums[term][:blocks]))
+            self._reduced[key] = Totals(count, reduce)
         return self._reduced[key]
 
 
@@ -139,8 +144,9 @@ class Totals:
         return self._sums[term]
 
     def mean(self, term: Term) -> Tensor:
-        """Average of a term over the sub-models."""
-        return self[term] / self.count(self[term].dim())
+        """Average of a term over the sub-models; of a term in logarithms, the logarithm of the average."""
+        count = self.count(self[term].dim())
+        return self[term] - count.log() if term in LOG_TERMS else self[term] / count
 
     def count(self, dims: int) -> Tensor:
         """Number of sub-models, shaped to go with a tensor of `dims` dimensions."""
@@ -168,9 +174,12 @@ def _total(parts: Tensor, kept: list[int]) -> Tensor:
     return total
 
 
-def _all_but_one(parts: Tensor) -> Tensor:
+def _all_but_one(parts: Tensor, term: Term) -> Tensor:
     """Sums over dimension 0 without each entry in turn; no subtraction, so that infinities stay what they are."""
     parts = parts.double()
+    if term in LOG_TERMS:
+        others = [torch.cat([parts[:b], parts[b + 1 :]]) for b in range(len(parts))]
+        return torch.stack([torch.logsumexp(other, 0) for other in others])
     zero = torch.zeros_like(parts[:1])
     before = torch.cat([zero, parts[:-1]]).cumsum(0)
     after = torch.cat([parts[1:], zero]).flip(0).cumsum(0).flip(0)
@@ -230,9 +239,9 @@ def logit_shift_square(batch: EvalBatch, logits: Tensor, log_p: Tensor) -> Tenso
     return logit_shift(batch, logits, log_p).square().sum(-1)
 
 
-def label_ratio(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
-    """p_k(label) / p_0(label) [k, N], at most e^700; NaN where there is no label."""
-    return (nll(batch.log_p, batch.labels) - nll(log_p, batch.labels)).clamp(max=700).exp()
+def log_likelihood(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
+    """log p_k(label) [k, N], summed over sub-models as p_k(label); NaN where there is no label."""
+    return -nll(log_p, batch.labels)
 
 
 def negative_log_likelihood(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
@@ -253,3 +262,7 @@ def correct(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
 def brier_term(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
     """Brier score of p_k [k, N]; NaN where there is no label."""
     return brier(log_p, batch.labels)
+
+
+LOG_TERMS: frozenset[Term] = frozenset({log_likelihood})
+"""Terms whose exponentials are summed, and whose sums are kept as logarithms: nothing underflows."""

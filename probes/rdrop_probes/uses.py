@@ -76,7 +76,7 @@ class Uses:
             self._used(drawn, zero_where_drawn=_zero(args[1]))
         elif operator == "masked_fill" and place == 1 and _zero(args[2]):
             self._used(drawn, zero_where_drawn=True)
-        elif operator in _SAME or (operator in {"mul", "div"} and not isinstance(other, Tensor)):
+        elif operator in _SAME or (operator in {"mul", "div"} and _scales_zeros_and_ones(drawn, other)):
             self._drawn[result] = drawn
         elif place == 0 and (changed := _changed(drawn, operator, other)):
             self._drawn[result] = changed
@@ -96,11 +96,16 @@ def _changed(drawn: _Drawn, operator: str, other: Any) -> _Drawn | None:
         return _Drawn(drawn.key, share=drawn.offset)
     if not isinstance(other, int | float):
         return None
-    if operator in {"add", "sub"}:
+    if operator in {"add", "sub"} and drawn.share is None:
         return replace(drawn, offset=drawn.offset + (other if operator == "add" else -other))
     below = min(max(other - drawn.offset, 0.0), 1.0)
     share = {"lt": below, "le": below, "gt": 1 - below, "ge": 1 - below}.get(operator)
     return None if share is None else _Drawn(drawn.key, share=share)
+
+
+def _scales_zeros_and_ones(drawn: _Drawn, other: Any) -> bool:
+    """Whether a mask is multiplied by a number; uniform numbers are then no longer between 0 and 1."""
+    return drawn.share is not None and isinstance(other, int | float)
 
 
 def _zero(value: Any) -> bool:

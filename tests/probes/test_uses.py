@@ -30,6 +30,11 @@ UNTOLD = {
     "normal": lambda x: x * (torch.randn(len(x), 1) < 0.8),
     "branch": lambda x: x if torch.rand(()) < 0.8 else -x,
     "no zero": lambda x: torch.where(torch.rand(len(x), 1) < 0.2, x, -x),
+    "scaled, then compared": lambda x: x * (torch.rand(len(x), 1) * 2 < 1),
+    "scaled and shifted": lambda x: x * ((torch.rand(len(x), 1) * 2 - 1) > 0),
+    "halved": lambda x: x * (torch.rand(len(x), 1) / 2 < 0.4),
+    "scaled in place": lambda x: x * torch.rand(len(x), 1).mul_(100).ge(30),
+    "signs": lambda x: x * (torch.rand(len(x), 1).lt(0.5).to(x) * 2 - 1),
     "beyond one": lambda x: x * (1.5 + torch.rand(len(x), 1)).floor(),
 }
 

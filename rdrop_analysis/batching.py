@@ -1,0 +1,62 @@
+"""How many examples and sub-models at a time: as large as memory allows, for each shape that the examples come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rdrop_analysis.data.examples import Batch, Data, named_tensors
+from rdrop_analysis.reading import Reader
+from rdrop_probes.footprint import largest_tensor
+from rdrop_probes.measure import Batch as RowBatch
+from rdrop_probes.state import flags, preserved
+from rdrop_probes.terms import rows_that_fit
+
+NUMBERS_A_TENSOR = 2**24  # in the largest tensor of a batch, before sub-models multiply it
+MAX_BATCH = 256
+CHUNK = 8  # sub-models at a time at most, of a batch whose largest tensor is as large as may be
+LOOKED_AT = 2  # examples whose pass is weighed
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Examples a batch, for each piece of the data; `chunk` sub-models at a time; whether the user's size was cut."""
+
+    sizes: tuple[int, ...]
+    chunk: int
+    cut: bool = False
+
+    def batches(self, reader: Reader, data: Data) -> Iterator[RowBatch]:
+        """The data in batches, as the engine takes them."""
+        for piece, size in zip(data.pieces, self.sizes, strict=True):
+            yield from map(reader.rows, replace(data, pieces=(piece,)).batches(size))
+
+
+def batching(reader: Reader, data: Data, wanted: int | None) -> Batching:
+    """Batches whose largest tensor has at most 2^24 numbers and whose sums over sub-models fit into memory.
+
+    At most 256 examples, or the `wanted` number of them where that fits. Every shape is weighed by a pass over two
+    examples: attention grows with the square of the length.
+    """
+    weighed: dict[object, tuple[float, int]] = {}
+    sizes, largest, cut = [], 1.0, False
+    for piece in data.pieces:
+        shape = tuple(tensor.shape[1:] for tensor in named_tensors(piece.inputs).values())
+        if shape not in weighed:
+            weighed[shape] = _weigh(reader, replace(data, pieces=(piece,)))
+        numbers, fitting = weighed[shape]
+        size = min(MAX_BATCH, int(NUMBERS_A_TENSOR // numbers)) if wanted is None else wanted
+        cut |= wanted is not None and wanted > max(fitting, 1) and len(piece) > max(fitting, 1)
+        sizes.append(max(1, min(size, fitting)))
+        largest = max(largest, numbers * min(sizes[-1], len(piece)))
+    return Batching(tuple(sizes), max(1, min(CHUNK, int(CHUNK * NUMBERS_A_TENSOR // largest))), cut)
+
+
+def _weigh(reader: Reader, data: Data) -> tuple[float, int]:
+    """Numbers of an example in the largest tensor of the eval pass, and how many examples' sums fit into memory."""
+    sample: Batch = next(data.batches(LOOKED_AT))
+    rows = reader.rows(sample)
+    with preserved(reader.model), flags(reader.model, ()):
+        numbers = max(1.0, largest_tensor(lambda: reader(rows.inputs)) / len(sample))
+    places = 1 if rows.places is None else max(1, rows.places[0].numel())
+    return numbers, rows_that_fit(reader.n_classes) // places
