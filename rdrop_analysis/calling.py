@@ -31,7 +31,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     except Exception as problem:  # the user's model may raise anything
         first = printable((str(problem).splitlines() or [""])[0], 200)
         raise DataError(
-            f"the model refuses the data ({describe(inputs)}): {type(problem).__name__}: {first}{_hint(inputs)}"
+            f"the model refuses the data ({describe(inputs)}): {type(problem).__name__}: {first}{_hint(model, inputs)}"
         ) from problem
 
 
@@ -82,8 +82,13 @@ def _candidates(output: Any) -> Iterator[Any]:
         yield from output
 
 
-def _hint(inputs: Inputs) -> str:
-    """What may help, where the inputs are integers."""
-    if any(not tensor.is_floating_point() for tensor in named_tensors(inputs).values()):
-        return "; the inputs are integers: store them as floating point if the model does not take ids"
-    return ""
+def _hint(model: nn.Module, inputs: Inputs) -> str:
+    """What may help, by what the model embeds and what it is given."""
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    whole = [tensor for tensor in named_tensors(inputs).values() if not tensor.is_floating_point() and tensor.numel()]
+    if not tables:
+        return "; the inputs are integers: store them as floating point if the model does not take ids" if whole else ""
+    if not whole:
+        return "; the model has an embedding: it may take token ids, which are whole numbers"
+    largest = max(int(tensor.max()) for tensor in whole)
+    return f"; the largest id is {largest}, the largest vocabulary {max(tables)}" if largest >= max(tables) else ""

@@ -45,6 +45,7 @@ class LoadedCheckpoint:
         notes: what the reader has to know of how it was read, message by code.
         source: the directory with the model's tokenizer or processor, if there is one.
         task: what the architecture is for, if it says so.
+        unsupported: why it cannot be measured unless the user names the task, where it is for something else.
         class_names: names of the classes in their order, if the file has them.
     """
 
@@ -57,6 +58,7 @@ class LoadedCheckpoint:
     notes: Mapping[str, str] = field(default_factory=dict)
     source: Path | None = None
     task: str | None = None
+    unsupported: str | None = None
     class_names: list[str] | None = None
 
 
@@ -138,6 +140,7 @@ def _pretrained(stored: Stored, config: Path) -> LoadedCheckpoint:
         notes=_averages(stored.content) | found.notes | _unused(found.unused),
         source=config.parent,
         task=found.task,
+        unsupported=found.unsupported,
         class_names=found.class_names,
     )
 

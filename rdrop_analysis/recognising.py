@@ -97,6 +97,8 @@ def _findings(
         )
     if task.name == "classification" and scores.shape[-1] == 1:
         findings["one_output"] = "the model has one output: it is read as the logit of class 1 against class 0"
+    if task.shift and targets.shape is not None and not targets.inputs:
+        findings["labels_not_ids"] = "the labels are not the model's own tokens: they are shifted by one all the same"
     if several_tensors(output):
         findings["several_outputs"] = "the model returns several tensors: the first is taken for the scores"
     if task.name == "regression":

@@ -158,7 +158,9 @@ def load_results(path: str | Path) -> Results:
         raise DataError(f"{path} cannot be read as results: {reason}") from problem
     table = path.with_name(PER_EXAMPLE)
     try:
-        per_example = pd.read_csv(table, dtype={"label": "Int64"}) if table.exists() else None
-    except (OSError, ValueError) as problem:
+        per_example = pd.read_csv(table) if table.exists() else None
+        if per_example is not None and "label" in per_example:
+            per_example["label"] = pd.to_numeric(per_example["label"]).convert_dtypes()
+    except (OSError, ValueError, TypeError) as problem:
         raise DataError(f"{table} cannot be read: {str(problem).splitlines()[0]}") from problem
     return Results(record, per_example)

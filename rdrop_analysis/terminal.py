@@ -131,6 +131,9 @@ def show_contents(contents: Contents) -> None:
     console.print(f"{escape(str(contents.path))}: {escape(contents.kind)}, sha256 {contents.sha256}")
     for name, value in (contents.description or {}).items():
         console.print(f"  {escape(printable(name))}: {escape(printable(value, LONGEST_PATH))}")
+    _show_code(console, contents.code)
+    if not contents.tensors:
+        return
     table = Table("tensor", "shape", "dtype")
     for name, tensor in list(contents.tensors.items())[:MAX_TENSORS]:
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
@@ -139,6 +142,14 @@ def show_contents(contents: Contents) -> None:
     hidden = len(contents.tensors) - MAX_TENSORS
     more = f", {hidden} of them not shown" if hidden > 0 else ""
     console.print(f"{len(contents.tensors)} tensors{more}, {contents.n_values:,} numbers")
+
+
+def _show_code(console: Console, names: Sequence[str]) -> None:
+    """What a checkpoint would run, and `inspect` does not."""
+    for name in names[:MAX_TENSORS]:
+        console.print(f"  code, not run: {escape(printable(name, LONGEST_PATH))}")
+    if len(names) > MAX_TENSORS:
+        console.print(f"  and {len(names) - MAX_TENSORS} more")
 
 
 def _bars(*, quiet: bool) -> Progress:

@@ -29,7 +29,7 @@ class Column:
         tabulated: whether the values stand for the example alone (False for linearised quantities).
         proportion: whether the values are shares of hits, so that 0 and 1 are outcomes and not quantities.
         squared: whether the values are squares and the metric is the root of their mean.
-        floor: the least value the metric can have, where its interval has to respect it.
+        floor: the least value that the metric can truly have, which its interval respects.
     """
 
     values: Floats

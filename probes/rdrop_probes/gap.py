@@ -60,6 +60,7 @@ class Gap(SubModelProbe):
     terms = (kl_to_eval, kl_from_eval, probability, vote, flip, logit_shift, logit_shift_square)
     bias_corrected = frozenset({"kl_mean_to_eval"})
     squared = frozenset({"expectation_linearity"})
+    signed = frozenset({"nll_gap", "accuracy_gap"})
     proportions = frozenset({"flip_rate", "disagreement", "accuracy_sub", "accuracy_mean"})
 
     def terms_for(self, *, labels: bool) -> Iterable[Term]:

@@ -32,32 +32,37 @@ class Jacobian(Probe):
     def __init__(self) -> None:
         super().__init__()
         self._differentiable = True
-        self._sampled = False
+        self._sampled = ""
 
     def fold(self, gradients: GradientPass) -> GradientFold | None:
         """Take the rows with respect to the input; None where the input is not differentiable."""
         self._differentiable &= gradients.leaf is not None
         if gradients.leaf is None:
             return None
-        self._sampled |= not gradients.exact
+        self._sampled = self._sampled or _why_sampled(gradients)
         return _ExactFold(self, gradients) if gradients.exact else _SampledFold(self, gradients)
 
     def merge(self, other: Jacobian) -> None:
         """Append another worker's examples."""
         super().merge(other)
         self._differentiable &= other._differentiable
-        self._sampled |= other._sampled
+        self._sampled = self._sampled or other._sampled
 
     def outcome(self) -> Outcome:
         """Columns, or why there are none."""
         if self._differentiable:
-            text = (
-                f"more than {MAX_EXACT_CLASSES} classes, or several tokens or labels an example: Jacobian norms and"
-                " predictions are estimated by sampling"
-            )
+            text = f"{self._sampled}: Jacobian norms and predictions are estimated by sampling"
             return Outcome(self.kept, findings={"sampled_classes": text} if self._sampled else {})
         message = "the input is not floating point and no nn.Embedding takes it: no Jacobian with respect to it"
         return Outcome(self.kept, findings={"jacobian_unavailable": message})
+
+
+def _why_sampled(gradients: GradientPass) -> str:
+    """Why expectations over y are sampled; empty if they are exact."""
+    if gradients.exact:
+        return ""
+    several = gradients.owners is not None
+    return "an example has several rows" if several else f"there are more than {MAX_EXACT_CLASSES} outputs"
 
 
 class _ExactFold(GradientFold):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,12 +106,13 @@ class SubModelProbe(Probe):
 
     `bias_corrected` names the metrics whose plug-in estimate is biased in K, `squared` those that are
     the root of a mean of what `estimate` gives, `proportions` those that are
-    shares of hits.
+    shares of hits, `signed` those that may truly be negative.
     """
 
     bias_corrected: ClassVar[frozenset[str]] = frozenset()
     proportions: ClassVar[frozenset[str]] = frozenset()
     squared: ClassVar[frozenset[str]] = frozenset()
+    signed: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
@@ -130,6 +132,7 @@ class SubModelProbe(Probe):
             column = jackknife.column(corrected=name in self.bias_corrected, proportion=name in self.proportions)
             column.squared = name in self.squared
             column.tabulated = not column.squared
+            column.floor = -np.inf if name in self.signed else 0.0
             self.kept.add(name, column)
 
     def jackknife(self, batch: EvalBatch, sums: BlockSums, blocks: int) -> dict[str, Jackknife]:

@@ -57,6 +57,7 @@ class GaussianGap(SubModelProbe):
     }
     terms = (logit_shift, logit_shift_square)
     squared = frozenset({"expectation_linearity"})
+    signed = frozenset({"mse_gap"})
     families = ("gaussian",)
 
     def terms_for(self, *, labels: bool) -> Iterable[Term]:

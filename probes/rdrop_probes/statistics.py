@@ -54,7 +54,7 @@ def metric(column: Column, *, unit: str, shared_masks: bool, level: float = LEVE
         estimate = float(round(estimate))
     low, high = _interval(column, estimate, shared_masks=shared_masks, level=level)
     mask = mask_spread(column, shared_masks=shared_masks).half_width(level)
-    mask_bounds = (None, None) if mask is None else (estimate - mask, estimate + mask)
+    mask_bounds = (None, None) if mask is None else _bounded(column, estimate, mask)
     shown = [_signed_root(x) if column.squared and x is not None else x for x in (estimate, low, high, *mask_bounds)]
     return Metric(
         estimate=shown[0],
@@ -235,8 +235,13 @@ def _interval(
         both = _add(spread, mask_spread(column, shared_masks=True))
         spread = Spread(max(both.variance - twice, spread.variance), both.df)
     half = spread.half_width(level)
+    return (None, None) if half is None else _bounded(column, estimate, half)
+
+
+def _bounded(column: Column, estimate: float, half: float) -> tuple[float, float]:
+    """Bounds within what the metric can be; an estimate below 0 is honest noise and stays in its interval."""
     floor, ceiling = (0.0, 1.0) if column.proportion else (column.floor, np.inf)
-    return (None, None) if half is None else (max(estimate - half, floor), min(estimate + half, ceiling))
+    return max(estimate - half, min(floor, estimate)), min(estimate + half, max(ceiling, estimate))
 
 
 def _add(a: Spread, b: Spread) -> Spread:

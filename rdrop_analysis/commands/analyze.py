@@ -16,7 +16,11 @@ from rdrop_analysis.files import FORMATS
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...", type=click.Path(path_type=Path))
 @model_and_data
 @task
-@click.option("--probes", type=NameList(), help="Which probes to run. Default: all that fit the data.")
+@click.option(
+    "--probes",
+    type=NameList(),
+    help="Which probes to run: pairwise_kl, gap, calibration, jacobian, prediction. Default: all that fit the data.",
+)
 @click.option("--sub-models", metavar="N", type=int, default=32, show_default=True, help="How many to sample.")
 @click.option(
     "--masks",
@@ -25,11 +29,19 @@ from rdrop_analysis.files import FORMATS
     show_default=True,
     help="Masks drawn for each example, as in training, or one for all: fixed sub-networks.",
 )
-@click.option("--batch-size", type=AutoInt(), default="auto", show_default=True)
+@click.option(
+    "--batch-size", type=AutoInt(), default="auto", show_default=True, help="Examples at a time; auto goes by memory."
+)
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use only the first N examples.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="All masks follow from it.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--strategy", type=click.Choice(["auto", "vmap", "loop"]), default="auto", show_default=True)
+@click.option(
+    "--strategy",
+    type=click.Choice(["auto", "vmap", "loop"]),
+    default="auto",
+    show_default=True,
+    help="How sub-models are run: many at a time where that gives what one by one gives, or one by one.",
+)
 @click.option("--reference", metavar="NAME", help="Compared with. Default: the first of alpha 0, else the first.")
 @output("rdrop-report")
 @click.option(

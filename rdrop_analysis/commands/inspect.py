@@ -23,3 +23,5 @@ def inspect(checkpoint: Path, quiet: bool) -> None:
     contents = inspect_checkpoint(checkpoint)
     if not quiet:
         show_contents(contents)
+    if contents.problem is not None:
+        raise contents.problem

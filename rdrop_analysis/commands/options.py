@@ -20,8 +20,9 @@ MODEL_HELP = (
 )
 DATA_HELP = (
     "What to measure on: digits, fashion-mnist; arrays in a .npz, .pt or .safetensors file with inputs (or x) and"
-    " labels (or y); texts in .csv, .tsv or .jsonl, a folder of images or a Hugging Face data set on disk, read by the"
-    " checkpoint's own tokenizer or processor; or file.py:callable. Default: what the checkpoint names."
+    " labels (or y); texts in .csv, .tsv, .jsonl, .parquet or .txt, a folder of images or a Hugging Face data set on"
+    " disk (DIR or DIR:split), read by the checkpoint's own tokenizer or processor; a table of numbers; or"
+    " file.py:callable. Default: what the checkpoint names."
 )
 TASK_NAMES = ("auto", "classification", "tokens", "causal-lm", "seq2seq", "multi-label", "regression")
 TASK_HELP = (

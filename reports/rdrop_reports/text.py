@@ -14,6 +14,19 @@ def elide(text: object, limit: int = 24) -> str:
     return f"{line[:head]}…{line[head + 1 - limit :]}"
 
 
+def short_paths(paths: Sequence[str], limit: int) -> list[str]:
+    """Dotted paths without the parts that all begin with, cut at the front where they are long.
+
+    The end of a path, with the layer's number, is what tells modules apart.
+    """
+    parts = [path.split(".") for path in paths]
+    common = 0
+    while len(parts) > 1 and all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
+        common += 1
+    lines = [elide(".".join(p[common:]), 400) for p in parts]
+    return [line if len(line) <= limit else f"…{line[1 - limit :]}" for line in lines]
+
+
 def called(name: object) -> str:
     """A checkpoint's name as it stands in a sentence."""
     return elide(name, 48)

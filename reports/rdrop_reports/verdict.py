@@ -16,7 +16,7 @@ from rdrop_reports.numbers import (
     format_points,
     is_number,
 )
-from rdrop_reports.select import checkpoint_named, comparison_of, unit_of
+from rdrop_reports.select import checkpoint_named, comparison_of, short_unit, unit_of
 from rdrop_reports.text import called
 
 Outcome = Literal[
@@ -24,6 +24,7 @@ Outcome = Literal[
     "less consistent",
     "no difference shown",
     "not measured",
+    "not compared",
     "own consistency",
     "no dropout",
 ]
@@ -73,7 +74,7 @@ def caveats(record: RunRecord) -> list[str]:
         notes.append("The masks were shared across examples: each sub-model is one fixed sub-network.")
     limit = record.config.get("limit")
     if isinstance(limit, int):
-        notes.append(f"Measured on the first {format_count(limit)} examples at most.")
+        notes.append(f"Measured on at most {format_count(limit)} example{'s' if limit > 1 else ''}, the first.")
     return notes
 
 
@@ -93,6 +94,7 @@ def _headline_of_one(record: RunRecord, verdict: Verdict) -> str:
         "less consistent": f"{name} is less consistent than {reference}.",
         "no difference shown": f"No difference in consistency is shown between {name} and {reference}.",
         "not measured": f"The consistency of {name} was not measured.",
+        "not compared": f"{name} was measured, and not compared with {reference}.",
         "own consistency": f"The sub-models of {name} diverge by {_epkl(record, verdict.candidate)} (EPKL).",
         "no dropout": f"{name} draws no dropout.",
     }[verdict.outcome]
@@ -140,7 +142,11 @@ def _compared(record: RunRecord, reference: CheckpointResult, candidate: Checkpo
         return Verdict(name, "no dropout", _no_dropout(ours))
     found = comparison_of(record, name, "epkl")
     if found is None or not is_number(found.difference):
-        return Verdict(name, "not measured", f"The EPKL of {ours} was not compared with that of {theirs}.")
+        own = candidate.metrics.get("epkl")
+        if own is None or not is_number(own.estimate):
+            return Verdict(name, "not measured", f"The EPKL of {ours} was not measured.")
+        sentence = f"{ours} was not compared with {theirs}: its EPKL of {format_estimate(own)} nats is of another kind."
+        return Verdict(name, "not compared", sentence.replace("nats", short_unit(record)))
     outcome = outcome_of(found)
     claim = {
         "more consistent": f"{ours} is more consistent than {theirs}",

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from rdrop_analysis import analyze
+from rdrop_analysis import analyze, load_results
+from rdrop_analysis.errors import DataError
 from rdrop_probes.records import in_unit
 from rdrop_reports.figures import draw_all
 from rdrop_reports.gallery import cards
 from rdrop_reports.page import render_page
-from rdrop_reports.verdict import verdicts
+from rdrop_reports.text import short_paths
+from rdrop_reports.verdict import headline, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,43 @@ def test_figures_of_regression_have_no_panel_of_classes(regression):
     names = set(draw_all(regression.record, regression.per_example))
     assert {"epkl", "gap", "divergences", "jacobian", "predicted"} <= names
     assert "reliability" not in names
+
+
+def test_results_of_a_regression_are_read_back(regression, tmp_path):
+    regression.save(tmp_path)
+    again = load_results(tmp_path)
+    assert again.record == regression.record
+    assert again.per_example["label"].tolist() == pytest.approx(regression.per_example["label"].tolist())
+    (tmp_path / "per_example.csv").write_text("checkpoint,example,label\na,0,none at all\n")
+    with pytest.raises(DataError, match=r"per_example\.csv cannot be read"):
+        load_results(tmp_path)
+
+
+def test_paths_of_sites_keep_the_end_that_tells_them_apart():
+    layers = [f"bert.encoder.layer.{i}.attention.output.dropout" for i in range(2)]
+    assert short_paths(layers, 40) == ["0.attention.output.dropout", "1.attention.output.dropout"]
+    short = short_paths([*layers, "bert.embeddings.dropout"], 24)
+    assert short == ["…" + layers[0][-23:], "…" + layers[1][-23:], "embeddings.dropout"]
+    assert short_paths(["(root)"], 10) == ["(root)"]
+
+
+def test_checkpoints_of_other_tasks_are_said_to_be_measured():
+    x = torch.randn(30, 3)
+    models = {n: nn.Sequential(nn.Linear(3, d), nn.Dropout(0.2)) for n, d in (("numbers", 1), ("classes", 4))}
+    record = analyze(models, (x, torch.randint(0, 4, (30,)).float()), sub_models=4).record
+    (verdict,) = verdicts(record)
+    assert verdict.outcome == "not compared"
+    assert "its EPKL of" in verdict.sentence
+    assert "measured, and not compared with numbers" in headline(record)
+
+
+def test_few_examples_are_admitted_and_no_interval_is_impossible():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
+    record = analyze(model, (torch.randn(3, 3), torch.tensor([0, 1, 2])), sub_models=2).record
+    assert "few_examples" in [warning.code for warning in record.warnings]
+    metrics = record.checkpoints[0].metrics
+    for name in ("epkl", "flip_rate", "disagreement", "nll_sub", "kl_sub_to_eval", "jacobian_fisher"):
+        found = metrics[name]
+        assert found.low is None or found.low >= min(0.0, found.estimate)
+    assert (metrics["flip_rate"].high or 0) <= 1

@@ -18,7 +18,7 @@ def with_epkl(record, **changes):
         ({"difference": 0.2, "low": 0.1, "high": 0.3}, "less consistent", "rdrop is less consistent than baseline"),
         ({"difference": -0.1, "low": -0.3, "high": 0.1}, "no difference shown", "the interval includes 0"),
         ({"p_adjusted": 0.2}, "no difference shown", "not once adjusted for the number of metrics"),
-        ({"difference": None}, "not measured", "was not compared"),
+        ({"difference": None}, "not compared", "was not compared with baseline: its EPKL of"),
     ],
 )
 def test_each_outcome_has_its_words(pair, changes, outcome, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from rdrop_reports.figures.style import Look, Theme, new_figure
 from rdrop_reports.per_example import Array
 
 MOST_POINTS = 4000
+NARROW = 100.0  # times the lower end of a log axis, below which powers of ten are too few ticks
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -33,16 +35,27 @@ def power_label(value: float, _position: int = 0) -> str:
     if value <= 0:
         return ""
     exponent = round(math.log10(value))
+    if not math.isclose(value, 10.0**exponent):
+        return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}"
     if -2 <= exponent <= 3:
         return f"{value:g}"
     return f"10{str(exponent).translate(_SUPERSCRIPT)}"
+
+
+class _Ticks(LogLocator):
+    """Powers of ten; where fewer than two decades are shown, also 2 and 5 times them."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Places of the ticks."""
+        self.set_params(subs=(1.0, 2.0, 5.0) if vmax < NARROW * vmin else (1.0,))
+        return super().tick_values(vmin, vmax)
 
 
 def log_axis(axes: Axes, which: str) -> None:
     """Make one axis logarithmic, with few ticks and labels that need no maths font."""
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(numticks=5))
+    axis.set_major_locator(_Ticks(numticks=5))
     axis.set_major_formatter(FuncFormatter(power_label))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())

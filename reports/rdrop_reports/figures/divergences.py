@@ -9,7 +9,7 @@ from rdrop_probes.records import RunRecord
 from rdrop_reports.figures.forest import Panel, forest
 from rdrop_reports.figures.style import Theme
 from rdrop_reports.numbers import format_estimate
-from rdrop_reports.select import measured, most_telling
+from rdrop_reports.select import measured, most_telling, unit_of
 from rdrop_reports.text import called, listed
 
 _PANELS = (
@@ -26,10 +26,17 @@ def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> 
 
 
 def takeaway(record: RunRecord, _per_example: pd.DataFrame | None) -> str:
-    """The flip rates."""
+    """The flip rates, or the divergence where there are no classes to flip."""
     parts = [
         f"{format_estimate(found, percent=True)} for {called(checkpoint.name)}"
         for checkpoint in most_telling(record, 3)
         if (found := measured(checkpoint, "flip_rate"))
     ]
-    return f"A sub-model predicts another class than the eval model in {listed(parts)}." if parts else ""
+    if parts:
+        return f"A sub-model predicts another class than the eval model in {listed(parts)}."
+    kls = [
+        f"{format_estimate(found)} for {called(checkpoint.name)}"
+        for checkpoint in most_telling(record, 3)
+        if (found := measured(checkpoint, "kl_sub_to_eval"))
+    ]
+    return f"A sub-model is from the eval model, in {unit_of(record)}, {listed(kls)}." if kls else ""

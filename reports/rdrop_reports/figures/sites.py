@@ -10,11 +10,12 @@ from rdrop_probes.records import CheckpointResult, RunRecord, SitePrediction
 from rdrop_reports.figures.forest import name_rows, value_axis
 from rdrop_reports.figures.style import Look, Theme, look_of, new_figure
 from rdrop_reports.numbers import format_number, is_number
-from rdrop_reports.select import most_telling, unit_of
-from rdrop_reports.text import called, elide, listed
+from rdrop_reports.select import most_telling, short_unit
+from rdrop_reports.text import called, elide, listed, short_paths
 
 MOST_SITES = 16
 MOST_CHECKPOINTS = 4
+MOST_LETTERS = 32
 
 
 def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> Figure | None:
@@ -28,10 +29,10 @@ def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> 
     for place, checkpoint in enumerate(shown):
         look = look_of(record, checkpoint.name, theme)
         _draw_bars(axes, checkpoint, names, look, theme, place, len(shown))
-    name_rows(axes, [elide(name, 26) for name in names], theme)
+    name_rows(axes, short_paths(names, MOST_LETTERS), theme)
     value_axis(axes)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"Predicted EPKL of the site ({unit_of(record)})")
+    axes.set_xlabel(f"Predicted EPKL of the site ({short_unit(record)})")
     figure.legend(loc="outside upper left", ncols=2)
     return figure
 

@@ -37,10 +37,10 @@ def draw_pairs(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme
 def pairs_takeaway(record: RunRecord, per_example: pd.DataFrame | None) -> str:
     """On what share of the examples each candidate is more consistent."""
     parts = [
-        f"{_share_below(x, y)} of {format_count(len(x))} examples under {called(name)}"
+        f"under {called(name)} on {_share_below(x, y)} of {format_count(len(x))} examples"
         for name, (x, y) in _pairs(record, per_example).items()
     ]
-    return f"EPKL is lower than under {called(record.reference)} on {listed(parts)}." if parts else ""
+    return f"Compared with {called(record.reference)}, EPKL is lower {listed(parts)}." if parts else ""
 
 
 def draw_ecdf(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme) -> Figure | None:
