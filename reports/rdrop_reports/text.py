@@ -24,7 +24,7 @@ def short_paths(paths: Sequence[str], limit: int) -> list[str]:
     while len(parts) > 1 and all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
         common += 1
     lines = [elide(".".join(p[common:]), 400) for p in parts]
-    return [line if len(line) <= limit else f"…{line[1 - limit :]}" for line in lines]
+    return [line if len(line) <= limit else f"…{line[1 - limit :].lstrip('.')}" for line in lines]
 
 
 def called(name: object) -> str:

@@ -90,8 +90,8 @@ def test_results_of_a_regression_are_read_back(regression, tmp_path):
 def test_paths_of_sites_keep_the_end_that_tells_them_apart():
     layers = [f"bert.encoder.layer.{i}.attention.output.dropout" for i in range(2)]
     assert short_paths(layers, 40) == ["0.attention.output.dropout", "1.attention.output.dropout"]
-    short = short_paths([*layers, "bert.embeddings.dropout"], 24)
-    assert short == ["…" + layers[0][-23:], "…" + layers[1][-23:], "embeddings.dropout"]
+    short = short_paths([*layers, "bert.embeddings.dropout"], 28)
+    assert short == ["…0.attention.output.dropout", "…1.attention.output.dropout", "embeddings.dropout"]
     assert short_paths(["(root)"], 10) == ["(root)"]
 
 
