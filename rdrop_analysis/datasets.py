@@ -56,7 +56,8 @@ def load_data(spec: object, limit: int | None = None) -> Data | Table:
 
     A file of arrays holds `inputs` (or `x`, or one array per argument of `forward`) and, if any, `labels` (or
     `y`). The columns of raw examples are known by their usual names. Texts, words and images are returned as a
-    `Table`, which the checkpoint's own tokenizer or image processor makes `Data` of; numbers are `Data`.
+    `Table`, which the checkpoint's own tokenizer or image processor makes `Data` of; numbers are `Data`. Examples
+    with an empty text are left out, which the notes of the data say.
 
     NumPy float64 becomes torch's default type and integers become int64, whatever their width: images stored
     as bytes are not scaled, store them as the model was trained on them. Labels are integers [N] or, per

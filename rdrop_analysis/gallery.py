@@ -72,7 +72,7 @@ def shown_input(data: Data, index: int) -> ExampleInput:
 def _label(data: Data, index: int) -> int | float | None:
     """The label of an example that has one and only one."""
     value = labels_column(data)[index]
-    return None if pd.isna(value) else value
+    return None if pd.isna(value) else value.item()
 
 
 def _votes(counts: Tensor, data: Data) -> dict[str, float]:

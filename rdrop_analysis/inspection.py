@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rdrop_analysis.audit import Audit
+from rdrop_analysis.calling import call, find_scores
 from rdrop_analysis.data.made_up import made_up_examples
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.loading.contents import Contents, inspect_checkpoint
-from rdrop_analysis.recognising import recognise
+from rdrop_analysis.reading import with_decoder_inputs
 from rdrop_analysis.sources import Source
 from rdrop_analysis.subjects import Entry
-from rdrop_analysis.tasks import Targets
 from rdrop_probes.discovery import find_sites
 from rdrop_probes.measure import take
 from rdrop_probes.sites import SilentSiteError
@@ -39,11 +39,15 @@ def find_checkpoint_sites(
     made_up = made_up_examples(subject.model) if data is None else None
     examples = made_up or source.data_for(str(path), checkpoint)
     batch = next(examples.batches(3))
-    reader = recognise(subject.model, batch, source.task_of(checkpoint), Targets.of(examples))
-    inputs = reader.rows(batch).inputs
+    forced = source.task_of(checkpoint) == "seq2seq"
+    inputs = with_decoder_inputs(subject.model, batch) if forced else batch.inputs
+
+    def run(n: int) -> Tensor:
+        return find_scores(call(subject.model, take(inputs, torch.arange(n) % len(batch))))
+
     with preserved(subject.model):
         try:
-            plan = find_sites(subject.model, lambda n: reader(take(inputs, torch.arange(n) % len(batch))))
+            plan = find_sites(subject.model, run)
         except SilentSiteError as problem:
             raise DataError(f"{path}: {problem}") from problem
     records = [site.record() for site in plan.sites.values()]

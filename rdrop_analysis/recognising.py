@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rdrop_analysis.calling import call, find_scores, several_tensors, shape_text
+from rdrop_analysis.calling import OUTPUT_KEYS, call, find_scores, several_tensors, shape_text
 from rdrop_analysis.data.examples import Batch, Data, map_tensors
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.loading.architectures import task_of
@@ -38,6 +39,11 @@ def recognise(model: nn.Module, batch: Batch, task: str = AUTO, targets: Targets
     task = _of_architecture(model) if task == AUTO else task
     targets = targets or Targets.of(Data("", (batch,)))
     output, scores, batch = _looked_at(model, batch, forced=task in TASKS and TASKS[task].teacher_forcing)
+    if task == AUTO and _headless(output):
+        raise DataError(
+            f"{type(model).__name__} returns hidden states and no scores: give a model with a head, or --task regression"
+            " to compare the states themselves"
+        )
     chosen = TASKS[guess(scores.unsqueeze(-1) if scores.dim() == 1 else scores, targets) if task == AUTO else task]
     scores = of_rank(scores, chosen)
     squashed = _squashed(scores, chosen)
@@ -70,6 +76,12 @@ def _looked_at(model: nn.Module, batch: Batch, *, forced: bool) -> tuple[Any, Te
         if affordable <= len(few):
             return output, scores, few
         few = _first(batch, affordable)
+
+
+def _headless(output: Any) -> bool:
+    """Whether an output is that of an encoder without a head."""
+    names = set(output) if isinstance(output, Mapping) else set(vars(output)) if hasattr(output, "__dict__") else set()
+    return "last_hidden_state" in names and not names & set(OUTPUT_KEYS)
 
 
 def _first(batch: Batch, n: int) -> Batch:

@@ -72,7 +72,7 @@ def entries(models: Models) -> list[Entry]:
 
 def _names(models: Sequence[Any]) -> list[str]:
     paths = [Path(m) if isinstance(m, str | Path) else Path(f"model-{i}") for i, m in enumerate(models, 1)]
-    return list(_distinct([path.resolve() if path.is_dir() else path for path in paths]))
+    return list(_distinct([_naming(path) for path in paths]))
 
 
 def _distinct(paths: Sequence[Path]) -> Iterator[str]:
@@ -87,6 +87,13 @@ def _distinct(paths: Sequence[Path]) -> Iterator[str]:
 def _tails(path: Path) -> set[str]:
     parts = path.parent.parts
     return {"/".join([*parts[len(parts) - n :], _stem(path)]) for n in range(min(5, len(parts) + 1))}
+
+
+def _naming(path: Path) -> Path:
+    """What a checkpoint is called after: weights beside a config.json after their directory, as is a directory."""
+    if path.is_file() and (path.parent / "config.json").is_file():
+        path = path.parent
+    return path.resolve() if path.is_dir() else path
 
 
 def _stem(path: Path) -> str:

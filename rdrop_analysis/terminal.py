@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -47,6 +49,7 @@ HEADLINE_METRICS = (
 LABEL_WIDTH = 25
 COLUMN_WIDTH = 18
 MAX_TENSORS = 40
+SECONDS_BETWEEN_LINES = 60.0
 WIDTH_OF_FILES = 160  # for tables that are piped or kept, where nothing has to fit on a screen
 LONGEST_PATH = 200
 
@@ -65,7 +68,10 @@ class _Console(Console):
 
 @contextmanager
 def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each checkpoint on standard error; nothing where that is not a terminal."""
+    """A bar for each checkpoint on standard error; where that is not a terminal, a line a minute."""
+    if not quiet and not Console(stderr=True).is_terminal:
+        yield _a_line_a_minute()
+        return
     with _bars(quiet=quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -75,6 +81,19 @@ def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[name], completed=done)
 
         yield advance
+
+
+def _a_line_a_minute() -> Callable[[str, int, int], None]:
+    """Progress for logs: nothing of runs that take less."""
+    said = time.monotonic()
+
+    def advance(name: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            click.echo(f"{printable(name)}: {done} of {total} examples", err=True)
+
+    return advance
 
 
 @contextmanager

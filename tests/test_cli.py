@@ -11,7 +11,9 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from rdrop_analysis import terminal
 from rdrop_analysis.cli import main
+from rdrop_analysis.subjects import entries
 
 NET = """
 import torch
@@ -340,3 +342,27 @@ def test_a_reader_that_stops_reading_is_no_error(project):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)  # noqa: S603, S607 - own code
     assert done.returncode == 0, done.stderr
     assert Path("rdrop-report/results.json").exists()
+
+
+def test_long_runs_say_how_far_they_are_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    with terminal.progress_bars(quiet=False) as advance:
+        advance("a\x1b[31m", 64, 450)
+    assert capsys.readouterr().err == "a\\x1b[31m: 64 of 450 examples\n"
+    with terminal.progress_bars(quiet=True) as advance:
+        advance("a", 64, 450)
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 60.0)
+    with terminal.progress_bars(quiet=False) as advance:
+        advance("a", 64, 450)
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_of_a_directory_are_called_after_it(tmp_path: Path) -> None:
+    for name in ("bert.v1", "bert.v2"):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / name / file).touch()
+    paths = [tmp_path / "bert.v1", tmp_path / "bert.v2" / "model.safetensors", tmp_path / "lone.pt"]
+    assert [entry.name for entry in entries(paths)] == ["bert.v1", "bert.v2", "lone"]

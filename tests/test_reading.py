@@ -379,3 +379,25 @@ def test_each_length_has_a_batch_size_of_its_own(monkeypatch):
     assert sum(batch.n for batch in cut.batches(reader, data)) == 80
     record = analyze(Long(), data, sub_models=2, task="tokens", batch_size=30, probes="pairwise_kl").record
     assert [w.code for w in record.warnings] == ["batch_size_cut"]
+
+
+def test_hidden_states_are_no_scores():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=11, **sizes)
+    encoder = transformers.BertModel(config).eval()
+    ids = torch.randint(0, 11, (N, L))
+    with pytest.raises(DataError, match="BertModel returns hidden states and no scores"):
+        analyze(encoder, {"input_ids": ids}, sub_models=2)
+    record = analyze(encoder, {"input_ids": ids}, sub_models=2, task="regression", probes="pairwise_kl").record
+    assert record.data.n_classes == L * 8
+
+
+def test_right_predictions_are_marked_right_also_where_classes_have_names():
+    torch.manual_seed(0)
+    model, x = Returns().eval(), torch.randn(N, 3)
+    labels = model(x).argmax(-1)
+    data = Data("named", (Batch(x, labels, 0),), class_names=["acq", "earn", "grain", "ship"])
+    examples = analyze(model, data, sub_models=4).record.examples
+    assert examples
+    assert all(example.label == example.predictions["model-1"] for example in examples)
+    assert {example.label for example in examples} <= {"acq", "earn", "grain", "ship"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rdrop_probes.records import CheckpointResult, Comparison, Metric, RunRecord, SitePrediction
+from rdrop_probes.records import CheckpointResult, Comparison, Metric, RunRecord, SitePrediction, SiteRecord
 from rdrop_reports.definitions import DEFINITIONS, is_share, label, unit_text
 from rdrop_reports.numbers import MISSING, format_count, format_number, format_p, format_parts, is_number
 from rdrop_reports.select import any_measured, in_order, measured, place_of
@@ -92,7 +92,7 @@ def comparison_table(record: RunRecord, candidate: str) -> Table | None:
 def sites_table(record: RunRecord) -> Table | None:
     """Every site of every checkpoint: where it is, what it draws, and its predicted share."""
     rows = [row for checkpoint in in_order(record) for row in _site_rows(record, checkpoint)]
-    heads = ["Site", "Checkpoint", "Kind", "Rate", "Mask per example", "Module patching", "Predicted EPKL", "Share"]
+    heads = ["Site", "Checkpoint", "Kind", "Rate", "Mask per example", "Predicted EPKL", "Share"]
     return Table("All sites", [Cell(h) for h in heads], rows) if rows else None
 
 
@@ -187,16 +187,21 @@ def _site_rows(record: RunRecord, checkpoint: CheckpointResult) -> list[list[Cel
         rate = f"{site.rate:.4g}" if site.rate is not None else MISSING
         shape = " \N{MULTIPLICATION SIGN} ".join(map(str, site.mask_shape)) or "scalar"
         facts = [
-            Cell(site.kind, "draws in eval" if site.fires_in_eval else ""),
+            Cell(site.kind, _oddities(site)),
             Cell(rate, sort=site.rate),
             Cell(shape),
-            Cell("reached" if site.found_by_patching else "missed"),
         ]
         rows.append([Cell(site.label, mono=True), checkpoint_head(record, checkpoint), *facts, *_predicted(found)])
     for name, found in predictions.items():
-        blank = [Cell(MISSING)] * 4
+        blank = [Cell(MISSING)] * 3
         rows.append([Cell(name, mono=True), checkpoint_head(record, checkpoint), *blank, *_predicted(found)])
     return rows
+
+
+def _oddities(site: SiteRecord) -> str:
+    """What a reader would not expect of the site."""
+    missed = "" if site.found_by_patching else "missed by module patching"
+    return ", ".join(filter(None, ("draws in eval" if site.fires_in_eval else "", missed)))
 
 
 def _predicted(found: SitePrediction | None) -> list[Cell]:
