@@ -23,7 +23,7 @@ from rdrop_analysis.assembling import (
     said_once,
     tool_version,
 )
-from rdrop_analysis.errors import INTERRUPTED, DataError, RDropAnalysisError, UsageError
+from rdrop_analysis.errors import INTERRUPTED, CheckpointError, DataError, RDropAnalysisError, UsageError
 from rdrop_analysis.files import printable
 from rdrop_analysis.gallery import most_inconsistent
 from rdrop_analysis.measuring import Measured, measure_subject
@@ -186,6 +186,8 @@ class _Run:
     def _measure(self, entry: Entry) -> Measured:
         options = self.options
         subject, checkpoint = entry.load(options.factory, trust_code=options.trust_code)
+        if checkpoint is not None and checkpoint.unsupported and options.task == AUTO:
+            raise CheckpointError(checkpoint.unsupported)
         data = self.source.data_for(entry.name, checkpoint)
         done = 0
 

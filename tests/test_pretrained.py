@@ -18,7 +18,7 @@ from torch import nn
 
 from rdrop_analysis.checkpoints import LoadedCheckpoint, load_checkpoint
 from rdrop_analysis.errors import CheckpointError, RDropAnalysisError, UnsafeFileError, UsageError
-from rdrop_analysis.loading.architectures import class_names, task_of
+from rdrop_analysis.loading.architectures import class_names, task_of, uncovered
 from rdrop_analysis.loading.quiet import offline, quietly
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -111,6 +111,10 @@ def one_line(path: Path, error: type[RDropAnalysisError], factory: Any = None) -
     return str(caught.value)
 
 
+def read(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(directory / "model.safetensors"))
+
+
 def edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -140,6 +144,7 @@ def test_popular_architectures_come_back_with_their_weights_and_task(tmp_path: P
     loaded = load_checkpoint(tmp_path)
     assert same_weights(loaded.model, model)
     assert (loaded.architecture, loaded.task, loaded.class_names) == (name, *MODELS[name][1:])
+    assert (loaded.unsupported is None) == (name != "BertModel")
     assert loaded.source == tmp_path
     assert loaded.notes == {}
     assert not loaded.model.training
@@ -297,7 +302,10 @@ def test_a_malicious_pickle_among_the_weights_is_refused(bert: Path, tmp_path: P
         ({"architectures": ["NoSuchModel"]}, "names NoSuchModel, which transformers 5"),
         ({"architectures": ["pipeline"]}, "names pipeline, which transformers"),
         ({"architectures": ["BertTokenizer"]}, "names BertTokenizer, which transformers"),
-        ({"hidden_size": "wide"}, "transformers cannot build BertForSequenceClassification"),
+        (
+            {"hidden_size": "wide"},
+            "field 'hidden_size': TypeError: Field 'hidden_size' expected int, got str",
+        ),
         ({"hidden_act": "boom\n\x1b[31m"}, "transformers cannot build BertForSequenceClassification"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, too many for 41 weights"),
         ({"num_hidden_layers": 9999}, "num_hidden_layers is 9999, too many"),
@@ -306,6 +314,10 @@ def test_a_malicious_pickle_among_the_weights_is_refused(bert: Path, tmp_path: P
         ({"vocab_size": 10**9}, "the weights have"),
         ({"intermediate_size": 10**9}, "the weights have"),
         ({"num_hidden_layers": 3}, "16 missing"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1, which leaves no layer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, which leaves no layer"),
+        ({"vision": {"depths": [2, 0]}}, "depths is 0, which leaves no layer"),
+        ({"num_hidden_layers": 1}, "describes 1 of bert.encoder.layer, the weights have more (bert.encoder.layer.1."),
     ],
 )
 def test_a_description_is_not_believed(bert: Path, changes: dict[str, Any], message: str) -> None:
@@ -314,6 +326,70 @@ def test_a_description_is_not_believed(bert: Path, changes: dict[str, Any], mess
         load_checkpoint(bert)
     assert message in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("GPT2LMHeadModel", {"n_layer": 1}),
+        ("LlamaForCausalLM", {"num_hidden_layers": 1}),
+        ("DistilBertForTokenClassification", {"n_layers": 1}),
+        ("BertModel", {"num_hidden_layers": 1}),
+        ("ConvNextForImageClassification", {"depths": [1, 1, 1, 1]}),
+        ("Wav2Vec2ForSequenceClassification", {"num_hidden_layers": 1}),
+    ],
+)
+def test_layers_that_the_description_leaves_out_are_an_error(
+    tmp_path: Path, name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "depths" in changes:
+        deeper = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 2, 1, 1]}
+        monkeypatch.setitem(MODELS, name, (lambda: config("ConvNextConfig", **deeper), None, None))
+    made(name, tmp_path)
+    load_checkpoint(tmp_path)
+    edit_config(tmp_path, **changes)
+    message = one_line(tmp_path, CheckpointError)
+    assert "describes 1 of " in message
+    assert "correct the number of layers, or pass --model" in message
+
+
+@pytest.mark.parametrize("outer", ["bert.", ""])
+def test_layers_left_out_are_seen_with_and_without_the_prefix_of_the_base_model(tmp_path: Path, outer: str) -> None:
+    made("BertModel", tmp_path)
+    save_file({outer + name: tensor for name, tensor in read(tmp_path).items()}, tmp_path / "model.safetensors")
+    load_checkpoint(tmp_path)
+    edit_config(tmp_path, num_hidden_layers=1)
+    assert "describes 1 of " in one_line(tmp_path, CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("name", "harmless"),
+    [
+        ("GPT2LMHeadModel", ["transformer.h.1.attn.bias", "transformer.h.0.attn.masked_bias"]),
+        ("BertModel", ["bert.embeddings.position_ids", "cls.predictions.bias", "qa_outputs.3.weight"]),
+        ("BertForSequenceClassification", ["cls.seq_relationship.bias", "other.encoder.layer.7.weight"]),
+    ],
+)
+def test_heads_and_buffers_that_are_left_over_are_no_layers(tmp_path: Path, name: str, harmless: list[str]) -> None:
+    model = made(name, tmp_path)
+    extra = {key: torch.zeros(3) for key in harmless}
+    save_file(read(tmp_path) | extra, tmp_path / "model.safetensors")
+    assert same_weights(load_checkpoint(tmp_path).model, model)
+
+
+@pytest.mark.parametrize("name", ["BertForQuestionAnswering", "BertForMultipleChoice", "BertForNextSentencePrediction"])
+def test_a_head_that_no_task_covers_is_loaded_and_said(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, name, (lambda: config("BertConfig", **TEXT), None, None))
+    model = made(name, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert same_weights(loaded.model, model)
+    assert loaded.task is None
+    head = name.removeprefix("BertFor")
+    assert loaded.unsupported is not None
+    assert loaded.unsupported.startswith(f"{tmp_path} is a model for {head}, which no task covers yet: name the --task")
+    assert load_checkpoint(tmp_path, lambda: model).unsupported is None
 
 
 @pytest.mark.parametrize(
@@ -383,10 +459,29 @@ def test_without_transformers_the_extra_is_named(bert: Path, monkeypatch: pytest
         ("XForConditionalGeneration", {"is_encoder_decoder": True}, "seq2seq"),
         ("XForConditionalGeneration", {"is_encoder_decoder": False}, None),
         ("XForQuestionAnswering", {}, None),
+        ("MarianMTModel", {"is_encoder_decoder": True}, "seq2seq"),
     ],
 )
 def test_the_task_is_read_off_the_name(name: str, settings: dict[str, Any], task: str | None) -> None:
     assert task_of(name, settings) == task
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("RoFormerForQuestionAnswering", "for QuestionAnswering, which no task covers yet"),
+        ("DetrForObjectDetection", "for ObjectDetection, which no task covers yet"),
+        ("Wav2Vec2ForCTC", "for CTC, which no task covers yet"),
+        ("LlavaForConditionalGeneration", "for ConditionalGeneration, which no task covers yet"),
+        ("RoFormerModel", "without a head, whose outputs are features"),
+        ("RoFormerForTokenClassification", None),
+        ("MarianMTModel", None),
+        ("GPT2LMHeadModel", None),
+        ("ForMe", None),
+    ],
+)
+def test_heads_that_no_task_covers_are_known_by_the_name(name: str, use: str | None) -> None:
+    assert uncovered(name, {}) == use
 
 
 def test_class_names_are_taken_only_where_somebody_gave_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rdrop_analysis.errors import CheckpointError
 _HEADS = {
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
+    "MTModel": "seq2seq",
     "ForMaskedLM": "tokens",
     "ForPreTraining": "tokens",
     "ForTokenClassification": "tokens",
@@ -48,6 +50,15 @@ def task_of(architecture: str, config: Mapping[str, Any]) -> str | None:
     if problem == "multi_label_classification":
         return "multi-label"
     return "regression" if problem == "regression" or _n_labels(config) == 1 else "classification"
+
+
+def uncovered(architecture: str, config: Mapping[str, Any]) -> str | None:
+    """What a class of transformers is for, by its name, in words that follow "a model", where that is no task."""
+    if task_of(architecture, config) is not None:
+        return None
+    if head := re.search(r".For([A-Z]\w*)$", architecture):
+        return f"for {head[1]}, which no task covers yet"
+    return "without a head, whose outputs are features" if architecture.endswith("Model") else None
 
 
 def class_names(architecture: str, config: Mapping[str, Any]) -> list[str] | None:

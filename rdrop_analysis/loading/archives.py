@@ -8,6 +8,7 @@ only if it is laid out as torch.save does it and Python's reader agrees with tor
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -17,16 +18,36 @@ from rdrop_analysis.files import printable
 from rdrop_analysis.loading.plain_values import DAMAGED
 
 SAVE_STATE_DICT = "save model.state_dict() instead, and name the model with --model pkg.mod:callable"
+TORCH_SCRIPT = "TorchScript archive"
+EXPORTED = "torch.export program"
 
-_EXPORTED = {"models/model.json", "serialized_exported_program.json", "archive_format"}
+_MARKS = {
+    "constants.pkl": TORCH_SCRIPT,
+    "models/model.json": EXPORTED,
+    "serialized_exported_program.json": EXPORTED,
+    "archive_format": EXPORTED,
+}
 _ENCRYPTED = 1
 _LARGEST_PICKLE = 256 * 2**20
+
+
+def kind_of_program(path: Path) -> str | None:
+    """Return which kind of program an archive is, `TORCH_SCRIPT` or `EXPORTED`; None for all other files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _kind({name.partition("/")[2] for name in archive.namelist()})
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None
+
+
+def _kind(inside: Collection[str]) -> str | None:
+    return next((kind for mark, kind in _MARKS.items() if mark in inside), None)
 
 
 def pickle_in(path: Path, error: type[RDropAnalysisError]) -> bytes:
     """Return the pickle of an archive that torch.save wrote, in the bytes that torch will see.
 
-    Raises `UnsafeFileError` for TorchScript, and `error` for every other archive.
+    Raises `UnsafeFileError` for programs, and `error` for every other archive.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -41,10 +62,13 @@ def pickle_in(path: Path, error: type[RDropAnalysisError]) -> bytes:
 
 def _check_kind(path: Path, inside: dict[str, zipfile.ZipInfo], error: type[RDropAnalysisError]) -> None:
     """Refuse archives of other kinds, with what to do about each."""
-    if "constants.pkl" in inside:
-        raise UnsafeFileError(f"{path} is a TorchScript archive, which holds code: {SAVE_STATE_DICT}")
-    if _EXPORTED & inside.keys():
-        raise error(f"{path} is a torch.export file, fixed in the mode it was exported in: {SAVE_STATE_DICT}")
+    kind = _kind(inside)
+    if kind == TORCH_SCRIPT:
+        raise UnsafeFileError(f"{path} is a {kind}, which holds code: {SAVE_STATE_DICT}")
+    if kind == EXPORTED:
+        raise UnsafeFileError(
+            f"{path} is a {kind}, which holds code (one exported in train mode can be measured): {SAVE_STATE_DICT}"
+        )
     if "data.pkl" not in inside:
         raise error(f"{path} is a zip archive, but not one that torch.save wrote")
 

@@ -1,21 +1,26 @@
-"""What a checkpoint holds, in words and tensors, without building a model or running code from it."""
+"""What a checkpoint holds, in words and tensors, without building a model or running code from it.
+
+What cannot be read that way is told as far as it can be: the code that it asks for, the files that are missing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from rdrop_analysis.errors import RDropAnalysisError
 from rdrop_analysis.files import printable
-from rdrop_analysis.loading.architectures import class_names, task_of
+from rdrop_analysis.loading.architectures import class_names, task_of, uncovered
 from rdrop_analysis.loading.descriptions import read_description
 from rdrop_analysis.loading.json_files import read_json
 from rdrop_analysis.loading.lightning import hyper_parameters, is_lightning
 from rdrop_analysis.loading.state_dicts import find_state_dict, ignored_average
-from rdrop_analysis.loading.stored import Stored, digest, read_stored
+from rdrop_analysis.loading.stored import Stored, digest, find_weights, read_stored
+from rdrop_analysis.loading.unread import look_over
 
 _FROM_CONFIG = ("model_type", "problem_type", "dtype", "torch_dtype", "transformers_version")
 _SHOWN = 5
@@ -30,14 +35,18 @@ class Contents:
         sha256: of the file, or of the names and hashes of all files that were read.
         kind: what it is, in words.
         description: what it says of itself; None for plain state dicts.
-        tensors: the weights that would be measured.
+        tensors: the weights that would be measured; none where reading them needs code.
+        code: what it holds or needs that would be run, by name.
+        problem: why it cannot be read further.
     """
 
     path: Path
     sha256: str
     kind: str
     description: Mapping[str, str] | None
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    code: Sequence[str] = ()
+    problem: RDropAnalysisError | None = None
 
     @property
     def n_values(self) -> int:
@@ -50,8 +59,10 @@ def inspect_checkpoint(path: Path) -> Contents:
 
     Raises:
         CheckpointError: it cannot be read or has no weights.
-        UnsafeFileError: reading it would run code.
     """
+    found = look_over(find_weights(path) if path.is_dir() else path)
+    if found is not None:
+        return Contents(path, digest(found.files), found.kind, found.description, {}, found.code, found.problem)
     stored = read_stored(path)
     tensors = find_state_dict(path, stored.content)
     kind, description = _told(stored)
@@ -96,6 +107,8 @@ def _of_config(config: Path) -> dict[str, str]:
     told |= {key: printable(described[key]) for key in _FROM_CONFIG if isinstance(described.get(key), str)}
     if task := task_of(architecture, described):
         told["task"] = task
+    elif use := uncovered(architecture, described):
+        told["task"] = f"none: a model {use}"
     if names := class_names(architecture, described):
         more = ", ..." if len(names) > _SHOWN else ""
         told["classes"] = f"{len(names)}: {', '.join(printable(name, 30) for name in names[:_SHOWN])}{more}"

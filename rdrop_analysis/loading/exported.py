@@ -16,11 +16,11 @@ from torch.export.graph_signature import InputKind
 
 from rdrop_analysis.errors import CheckpointError
 from rdrop_analysis.files import printable
+from rdrop_analysis.loading.archives import SAVE_STATE_DICT
 
 _FLAGS = ("train", "training")
 _ATTENTION = "dropout_p"
 _RATES = ("p", "dropout", _ATTENTION)
-_INSTEAD = "save model.state_dict() instead, and name the model with --model pkg.mod:callable"
 
 
 class Switched(nn.Module):
@@ -47,14 +47,15 @@ def reopen(path: Path, program: ExportedProgram) -> nn.Module:
     Raises:
         CheckpointError: it was exported in eval mode, for one size of batch, or draws what has no eval mode.
     """
-    _check_batch(path, program)
     traced = program.module(check_guards=False)
     module = fx.GraphModule(traced, traced.graph)  # that of torch.export refuses to change its mode
     modes = [_switch(path, module, node) for node in list(module.graph.nodes) if _is_operator(node)]
     if True not in modes or False in modes:
         raise CheckpointError(
-            f"{path} was exported in eval mode, without what train mode does: there is nothing to compare; {_INSTEAD}"
+            f"{path} was exported in eval mode, without what train mode does: there is nothing to compare;"
+            f" {SAVE_STATE_DICT}"
         )
+    _check_batch(path, program)
     module.graph.lint()
     module.recompile()
     return module
@@ -71,7 +72,7 @@ def _check_batch(path: Path, program: ExportedProgram) -> None:
         value = node.meta.get("val")
         if node.name in inputs and isinstance(value, torch.Tensor) and value.dim() and isinstance(value.shape[0], int):
             raise CheckpointError(
-                f"{path} is for batches of {value.shape[0]} only: export it with dynamic_shapes; or {_INSTEAD}"
+                f"{path} is for batches of {value.shape[0]} only: export it with dynamic_shapes; or {SAVE_STATE_DICT}"
             )
 
 
@@ -90,7 +91,7 @@ def _switch(path: Path, module: fx.GraphModule, node: fx.Node) -> bool | None:
         return None
     is_random = torch.Tag.nondeterministic_seeded in operator.tags
     if flag is None and is_random:
-        raise CheckpointError(f"{path} draws with {printable(operator)}, which has no eval mode: {_INSTEAD}")
+        raise CheckpointError(f"{path} draws with {printable(operator)}, which has no eval mode: {SAVE_STATE_DICT}")
     on = given.get(flag or "")
     if flag is not None and on:
         _replace(module, node, given, flag, on)

@@ -7,7 +7,7 @@ that came with one, and asks no server. A weight that is missing would be drawn 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,14 @@ from torch import Tensor
 
 from rdrop_analysis.errors import CheckpointError, RDropAnalysisError, UnsafeFileError, UsageError
 from rdrop_analysis.files import printable
-from rdrop_analysis.loading.architectures import class_names, named_class, task_of
+from rdrop_analysis.loading.architectures import class_names, named_class, task_of, uncovered
+from rdrop_analysis.loading.fitting import check_complete, check_counts, check_layers, check_size
 from rdrop_analysis.loading.json_files import read_json
 from rdrop_analysis.loading.quiet import offline, quietly
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_FEW = 64  # layers that may share their weights, as those of ALBERT do
-_PARTS = re.compile(r"^(num|n)_.*(layer|block|stage|expert)s?$|_layers$|^depths?$")
 _NOT_OURS = re.compile(r"_.*|auto_map|attn_implementation|experts_implementation|use_kernels|kernel_config")
 
 
@@ -35,6 +34,7 @@ class Pretrained:
 
     model: PreTrainedModel
     task: str | None
+    unsupported: str | None
     class_names: list[str] | None
     unused: list[str]
     notes: dict[str, str]
@@ -51,19 +51,20 @@ def load_pretrained(config_file: Path, state: Mapping[str, Tensor]) -> Pretraine
     described = read_json(config_file)
     with quietly(), offline():
         kind = _class_of(config_file, described)
-        _check_counts(config_file, described, state)
+        check_counts(config_file, described, state)
         try:
             config = _configuration(kind, described)
-            _check_size(config_file, kind, config, state)
+            check_size(config_file, kind, config, state)
             model, report = _assemble(kind, config, state)
         except RDropAnalysisError:
             raise
         except Exception as problem:  # transformers raises whatever a malformed description leads to
-            first = printable((str(problem).splitlines() or [""])[0], 200)
+            reason = printable(" ".join(str(problem).split()), 300)
             raise CheckpointError(
-                f"{config_file}: transformers cannot build {kind.__name__}: {type(problem).__name__}: {first}"
+                f"{config_file}: transformers cannot build {kind.__name__}: {type(problem).__name__}: {reason}"
             ) from problem
-    _check_complete(config_file, kind, report)
+    check_complete(config_file, kind, report)
+    check_layers(config_file, model, report["unexpected_keys"])
     notes = {}
     if "auto_map" in described:
         notes["remote_code_ignored"] = f"{config_file} names code of its own: transformers' {kind.__name__} is used"
@@ -71,9 +72,18 @@ def load_pretrained(config_file: Path, state: Mapping[str, Tensor]) -> Pretraine
     return Pretrained(
         model,
         task_of(kind.__name__, settings),
+        _unsupported(config_file, uncovered(kind.__name__, settings)),
         class_names(kind.__name__, settings),
         sorted(report["unexpected_keys"]),
         notes,
+    )
+
+
+def _unsupported(config_file: Path, use: str | None) -> str | None:
+    """Why a model cannot be measured before somebody says what its outputs are."""
+    return use and (
+        f"{config_file.parent} is a model {use}:"
+        " name the --task if its outputs are those of one, or pass --model with what returns such outputs"
     )
 
 
@@ -126,41 +136,6 @@ def _without_code(described: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_counts(config_file: Path, described: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Check that there are not more parts than weights, before time is taken to make them."""
-    present = sum(tensor.numel() for tensor in state.values())
-    for key, value in _whole_numbers(described):
-        most = max(_FEW, len(state)) if _PARTS.search(key) else present if key == "num_labels" else None
-        if most is not None and value > most:
-            shown = f"{printable(key)} is {printable(value, 30)}"
-            raise CheckpointError(f"{config_file}: {shown}, too many for {len(state)} weights")
-
-
-def _whole_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every whole number in a configuration with its key, those in lists and parts too."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _whole_numbers(value)
-        else:
-            listed = value if isinstance(value, list) else [value]
-            yield from ((key, number) for number in listed if isinstance(number, int))
-
-
-def _check_size(
-    config_file: Path, kind: type[PreTrainedModel], config: PretrainedConfig, state: Mapping[str, Tensor]
-) -> None:
-    """Check that the file has as many numbers as the model, before memory is taken for them."""
-    with torch.device("meta"):
-        skeleton = kind(config)
-    needed = sum(parameter.numel() for parameter in skeleton.parameters())
-    present = sum(tensor.numel() for tensor in state.values())
-    if needed > 2 * present:
-        raise CheckpointError(
-            f"{config_file} describes a {kind.__name__} of {needed:,} numbers, the weights have {present:,}:"
-            " they do not belong together"
-        )
-
-
 def _assemble(
     kind: type[PreTrainedModel], config: PretrainedConfig, state: Mapping[str, Tensor]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -178,19 +153,3 @@ def _assemble(
             trust_remote_code=False,
         )
     return made[0], made[1]
-
-
-def _check_complete(config_file: Path, kind: type[PreTrainedModel], report: Mapping[str, Any]) -> None:
-    """Refuse a model of which a part was drawn at random."""
-    shapes = sorted(printable(entry[0]) for entry in report["mismatched_keys"])
-    missing = sorted(printable(name) for name in report["missing_keys"] if name not in shapes)
-    found = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("of another shape", shapes))
-        if names
-    ]
-    if found:
-        raise CheckpointError(
-            f"{config_file.parent}: the weights are not all of {kind.__name__}: {'; '.join(found)};"
-            " they would be drawn at random"
-        )

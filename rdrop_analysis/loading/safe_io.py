@@ -10,7 +10,7 @@ import io
 import stat
 import tarfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import safetensors
@@ -37,19 +37,41 @@ def read_tensors(path: Path, error: type[RDropAnalysisError]) -> object:
     is no such file or it is empty, damaged, of another kind, or declares more bytes than it has.
     """
     head = first_bytes(path, error)
-    if head.startswith(_ZIP_MAGIC):
-        _check(path, [scan(io.BytesIO(pickle_in(path, error)), path.stat().st_size)], error)
-        return _torch_load(path, error)
-    if head[8:9] == b"{":  # after the length of the header, 8 bytes, safetensors has JSON
+    if _is_safetensors(head):
         return _read_safetensors(path, error)
-    if head.startswith(_PICKLE_MAGIC):
-        _check(path, _legacy_scans(path, error), error)
+    _check(path, _scans(path, head, error), error)
+    if head.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
         return _torch_load(path, error)
-    _check(path, _text_scans(path), error)
     if tarfile.is_tarfile(path):
-        _check(path, _tar_scans(path), error)
         raise error(f"{path} is in the tar format of 2016, which is no longer read: save it again with torch.save")
     raise error(f"{path} is neither a PyTorch nor a safetensors file{_resembles(head)}")
+
+
+def needed_code(path: Path, error: type[RDropAnalysisError]) -> list[str]:
+    """Return the names that reading a file would import beyond those of plain tensors: none in a file that is safe.
+
+    Raises `UnsafeFileError` for programs, and `error` for what cannot be looked over.
+    """
+    head = first_bytes(path, error)
+    return [] if _is_safetensors(head) else _imports(_scans(path, head, error))
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Whether there is JSON after the length of the header, 8 bytes."""
+    return head[8:9] == b"{" and not head.startswith(_ZIP_MAGIC)
+
+
+def _scans(path: Path, head: bytes, error: type[RDropAnalysisError]) -> list[Scan]:
+    """Look over all pickles in a file."""
+    if head.startswith(_ZIP_MAGIC):
+        return [scan(io.BytesIO(pickle_in(path, error)), path.stat().st_size)]
+    if head.startswith(_PICKLE_MAGIC):
+        return _legacy_scans(path, error)
+    return _text_scans(path) + (_tar_scans(path) if tarfile.is_tarfile(path) else [])
+
+
+def _imports(scans: Iterable[Scan]) -> list[str]:
+    return list(dict.fromkeys(name for found in scans for name in found.imports))
 
 
 def first_bytes(path: Path, error: type[RDropAnalysisError]) -> bytes:
@@ -84,15 +106,19 @@ def _damaged(path: Path, error: type[RDropAnalysisError]) -> RDropAnalysisError:
     return error(f"{path} {DAMAGED}")
 
 
-def _check(path: Path, scans: Iterable[Scan], error: type[RDropAnalysisError]) -> None:
+def _check(path: Path, scans: list[Scan], error: type[RDropAnalysisError]) -> None:
     """Refuse a file whose pickles import what plain tensors do not need, or else have a problem."""
-    scans = list(scans)
-    imports = list(dict.fromkeys(name for found in scans for name in found.imports))
+    imports = _imports(scans)
     if imports:
-        needed = ", ".join(printable(name) for name in imports[:3]) + (", ..." if len(imports) > 3 else "")
-        raise UnsafeFileError(f"{path} needs {needed} to be read, which would run code: {SAVE_STATE_DICT}")
+        raise UnsafeFileError(f"{needs(path, imports)}: {SAVE_STATE_DICT}")
     for problem in (found.problem for found in scans if found.problem):
         raise error(f"{path} {problem}")
+
+
+def needs(path: Path, imports: Sequence[str]) -> str:
+    """Say that reading a file would import these names."""
+    shown = ", ".join(printable(name) for name in imports[:3]) + (", ..." if len(imports) > 3 else "")
+    return f"{path} needs {shown} to be read, which would run code"
 
 
 def _legacy_scans(path: Path, error: type[RDropAnalysisError]) -> list[Scan]:

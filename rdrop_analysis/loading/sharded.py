@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -24,10 +24,10 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], list[Path]]:
             or two files hold the same tensor.
         UnsafeFileError: reading a file would run code.
     """
-    places = _places(index)
-    shards = [index.with_name(name) for name in sorted(set(places.values()))]
-    if absent := [shard.name for shard in shards if not shard.is_file()]:
-        raise CheckpointError(f"{index} needs {printable(absent[0])}, which is not beside it: copy all {len(shards)}")
+    places = read_places(index)
+    shards = shards_of(index, places)
+    if problem := missing_shards(index, shards):
+        raise CheckpointError(problem)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         found = find_state_dict(shard, read_tensors(shard, CheckpointError))
@@ -38,8 +38,23 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], list[Path]]:
     return tensors, shards
 
 
-def _places(index: Path) -> Mapping[str, str]:
-    """Return the file name of every tensor."""
+def shards_of(index: Path, places: Mapping[str, str]) -> list[Path]:
+    """Return the files that an index names."""
+    return [index.with_name(name) for name in sorted(set(places.values()))]
+
+
+def missing_shards(index: Path, shards: Sequence[Path]) -> str | None:
+    """Say which of the files is not there, if there is one."""
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    return f"{index} needs {printable(absent[0])}, which is not beside it: copy all {len(shards)}" if absent else None
+
+
+def read_places(index: Path) -> Mapping[str, str]:
+    """Return the file name of every tensor.
+
+    Raises:
+        CheckpointError: the index is malformed, or names files elsewhere.
+    """
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index} is not an index of weights: it has no weight_map")

@@ -7,7 +7,6 @@ read without running code is read that way here as well.
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,11 @@ from torch.export import ExportedProgram
 from rdrop_analysis.errors import CheckpointError, UnsafeFileError
 from rdrop_analysis.factories import importable
 from rdrop_analysis.files import printable
+from rdrop_analysis.loading.archives import EXPORTED, TORCH_SCRIPT, kind_of_program
 from rdrop_analysis.loading.exported import reopen
 from rdrop_analysis.loading.safe_io import read_tensors
 from rdrop_analysis.loading.scripted import Scripted
 from rdrop_analysis.loading.state_dicts import NESTED_UNDER
-
-_EXPORTED = frozenset({"models/model.json", "serialized_exported_program.json"})
-_SCRIPTED = "constants.pkl"
 
 
 def read_trusted(path: Path) -> object:
@@ -35,10 +32,10 @@ def read_trusted(path: Path) -> object:
     Raises:
         CheckpointError: it cannot be read all the same.
     """
-    inside = _entries(path)
-    if _SCRIPTED in inside:
+    kind = kind_of_program(path)
+    if kind == TORCH_SCRIPT:
         return _read(path, lambda: torch.jit.load(path, map_location="cpu"))
-    if _EXPORTED & inside:
+    if kind == EXPORTED:
         return _read(path, lambda: torch.export.load(path))
     try:
         return read_tensors(path, CheckpointError)
@@ -95,12 +92,3 @@ def _read(path: Path, load: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as problem:  # code of others may raise anything
         first = printable((str(problem).splitlines() or [""])[0], 200)
         raise CheckpointError(f"{path} cannot be read: {type(problem).__name__}: {first}") from problem
-
-
-def _entries(path: Path) -> set[str]:
-    """Names in a zip archive without its outermost directory; none for other files."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.partition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return set()
