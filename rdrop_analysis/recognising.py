@@ -41,8 +41,8 @@ def recognise(model: nn.Module, batch: Batch, task: str = AUTO, targets: Targets
     output, scores, batch = _looked_at(model, batch, forced=task in TASKS and TASKS[task].teacher_forcing)
     if task == AUTO and _headless(output):
         raise DataError(
-            f"{type(model).__name__} returns hidden states and no scores: give a model with a head, or --task regression"
-            " to compare the states themselves"
+            f"{type(model).__name__} returns hidden states and no scores: give a model with a head, or"
+            " --task regression to compare the states themselves"
         )
     chosen = TASKS[guess(scores.unsqueeze(-1) if scores.dim() == 1 else scores, targets) if task == AUTO else task]
     scores = of_rank(scores, chosen)

@@ -62,7 +62,7 @@ class Source:
         if self.data is None:
             self.data = data
         elif data is not self.data:
-            self.differing |= data.fingerprint != self.data.fingerprint
+            self.differing |= data.inputs_fingerprint != self.data.inputs_fingerprint
 
 
 def _named_by(name: str, checkpoint: LoadedCheckpoint | None) -> str:

@@ -531,3 +531,22 @@ def test_the_format_is_what_the_documentation_says(tmp_path: Path) -> None:
     assert content["format"] == checkpoints.FORMAT == "rdrop-analysis/checkpoint"
     assert content["version"] == checkpoints.VERSION == 1
     assert set(content) == {"format", "version", "architecture", "arguments", "state_dict", "data", "training"}
+
+
+class Positions(nn.Module):
+    """Makes a buffer that it does not save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("position_ids", torch.arange(3), persistent=False)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_buffers_that_older_code_saved_are_left_out_with_a_note(tmp_path: Path, prefix: str) -> None:
+    state = {**Positions().state_dict(), "position_ids": torch.arange(3)}
+    path = tmp_path / "old.pt"
+    torch.save({prefix + name: tensor for name, tensor in state.items()}, path)
+    loaded = load_checkpoint(path, Positions)
+    assert torch.equal(loaded.model.linear.weight, state["linear.weight"])  # type: ignore[union-attr]
+    assert "position_ids" in loaded.notes["weights_unused"]

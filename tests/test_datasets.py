@@ -237,6 +237,13 @@ def test_the_fingerprint_depends_on_the_data_alone() -> None:
     assert load((torch.zeros(3, 0), Y[:3])).fingerprint != load((torch.zeros(3, 0), Y[1:4])).fingerprint
 
 
+def test_the_fingerprint_of_inputs_does_not_depend_on_labels() -> None:
+    one = load((X, Y)).inputs_fingerprint
+    assert one == load((X, Y.roll(1))).inputs_fingerprint == load(X).inputs_fingerprint == load(X).fingerprint
+    assert one == load([(X[:2], Y[:2]), (X[2:], Y[2:])]).inputs_fingerprint
+    assert len({one, *(load((other, Y)).inputs_fingerprint for other in (X + 1e-6, X.double(), {"a": X}))}) == 4
+
+
 def test_head_and_example_input() -> None:
     data = Data("here", (Batch((X, X * 2), Y, 0),), texts=list("abcdefg"), image_shape=(3, 1))
     head = data.head(2)
@@ -255,14 +262,23 @@ def test_head_and_example_input() -> None:
 def test_labels_out_of_range_are_named() -> None:
     check_labels(load((X, Y)), 3)
     check_labels(load(X), 1)
-    with pytest.raises(DataError, match=r"^label 2 at example 2 is out of range for 2 classes$"):
+    with pytest.raises(DataError, match=r"^in memory: label 2 at example 2 is out of range for 2 classes$"):
         check_labels(load((X, Y)), 2)
     ragged = load([(X, Y), (torch.zeros(2, 4), torch.tensor([0, 12]))])
-    with pytest.raises(DataError, match=r"^label 12 at example 8 is out of range for 10 classes$"):
+    with pytest.raises(DataError, match=r"^in memory: label 12 at example 8 is out of range for 10 classes$"):
         check_labels(ragged, 10)
     tokens = load((X, torch.stack([Y, Y + 100 * (Y == 2)], dim=1)))
-    with pytest.raises(DataError, match=r"^label 102 at example 2 "):
+    with pytest.raises(DataError, match=r"^in memory: label 102 at example 2 "):
         check_labels(tokens, 10)
+
+
+def test_labels_that_start_at_one_are_recognised() -> None:
+    hint = ": labels start at 1, subtract 1"
+    for labels, n_classes, said in ((Y + 1, 3, True), (Y, 2, False), (Y + 1, 2, False), (Y + 2, 4, False)):
+        given = labels.masked_fill(Y == -100, -100)
+        with pytest.raises(DataError) as caught:
+            check_labels(load((X, given)), n_classes)
+        assert str(caught.value).endswith(hint) == said
 
 
 # ---- what is refused
@@ -550,7 +566,7 @@ def test_whole_targets_may_be_classes() -> None:
     assert with_whole_labels(Data("here", (Batch(X, Y, 0), Batch(X, None, 7)))).pieces[0].labels is Y
     for wrong, said in ((0.5, "0.5"), (-1.0, "-1.0"), (torch.nan, "nan")):
         labels = Y.float().index_fill(0, torch.tensor([3]), wrong)
-        with pytest.raises(DataError, match=f"label {said} at example 3: classes are 0, 1"):
+        with pytest.raises(DataError, match=f"label {said} at example 3 is no class: classes are 0, 1"):
             with_whole_labels(Data("here", (Batch(X, labels, 0),)))
 
 

@@ -1,6 +1,7 @@
 """Raw examples go through a checkpoint's own tokenizer and image processor, built and saved here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from rdrop_analysis.data.examples import Data
+from rdrop_analysis.data.batches import batch_from
+from rdrop_analysis.data.examples import Data, check_labels
 from rdrop_analysis.data.preprocessing import Preprocessor
 from rdrop_analysis.data.tables import Table, as_data
 from rdrop_analysis.datasets import load_data
@@ -184,6 +186,80 @@ def test_several_labels_in_a_csv(classifier: Path, tmp_path: Path, content: str)
     assert labels.is_floating_point()
     assert labels.tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 1]]
     assert data.notes == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text,label\nbirds,2\nthe dog,0\nthe cat,1\n", [[0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+        ("text,labels\nbirds,c\nthe dog,A\nthe cat,b\n", [[0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+    ],
+)
+def test_one_class_an_example_of_several_labels_is_said(
+    classifier: Path, tmp_path: Path, content: str, expected: list[list[int]]
+) -> None:
+    (tmp_path / "d.csv").write_text(content)
+    data = prepared(classifier, tmp_path / "d.csv", "multi-label", ["a", "b", "c"])
+    assert columns_of(data)["labels"].tolist() == expected
+    assert data.notes == {
+        "labels_as_flags": "labels are one class an example: that one is read as yes, the others as no"
+    }
+
+
+def test_a_zero_or_one_for_more_than_two_labels_is_refused(classifier: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\nbirds,1\nthe dog,0\nthe cat,1\n")
+    for limit in (None, 2):
+        with pytest.raises(DataError, match=r"one 0 or 1 an example, for 3 classes: .* a;b, or one column a class"):
+            as_data(load_data(path, limit), classifier, "multi-label", ["a", "b", "c"])
+    two = prepared(classifier, path, "multi-label", ["a", "b"])
+    assert columns_of(two)["labels"].tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert list(two.notes) == ["labels_as_flags"]
+    one = prepared(classifier, path, "multi-label", ["a"])
+    assert columns_of(one)["labels"].tolist() == [[1], [0], [1]]
+    assert one.notes == {}
+    for later, notes in (("a bird,2", ["labels_as_flags"]), ("a bird,0;2", [])):  # beyond the limit
+        path.write_text(f"text,label\nbirds,1\nthe dog,0\n{later}\n")
+        limited = as_data(load_data(path, 2), classifier, "multi-label", ["a", "b", "c"])
+        assert columns_of(limited)["labels"].tolist() == [[0, 1, 0], [1, 0, 0]]
+        assert list(limited.notes) == notes
+
+
+def test_lists_of_one_label_are_taken_at_their_word(classifier: Path) -> None:
+    for labels in ([[1], [0]], ["[1]", "[0]"], [["b"], ["a"]]):
+        rows = [{"text": text, "labels": given} for text, given in zip(SENTENCES, labels, strict=False)]
+        data = prepared(classifier, rows, "multi-label", ["a", "b", "c"])
+        assert columns_of(data)["labels"].tolist() == [[0, 1, 0], [1, 0, 0]]
+        assert data.notes == {}
+
+
+def test_hidden_labels_of_several_are_none(classifier: Path) -> None:
+    data = prepared(classifier, (SENTENCES, [-1] * 4), "multi-label", ["a", "b", "c"])
+    assert not data.has_labels
+
+
+def test_examples_without_a_text_are_left_out_and_that_is_said(classifier: Path, tmp_path: Path) -> None:
+    lines = ["the cat sat,2", ",1", "birds,1", '" ",0', "a dog,0", *[",1"] * 5]
+    (tmp_path / "d.csv").write_text("text,label\n" + "\n".join(lines))
+    data = prepared(classifier, tmp_path / "d.csv", "classification", ["a", "b", "c"])
+    assert data.texts == ["the cat sat", "birds", "a dog"]
+    assert columns_of(data)["labels"].tolist() == [2, 1, 0]
+    assert data.notes == {"texts_left_out": "7 example(s) with an empty text were left out: lines 3, 5, 7, 8, 9, ..."}
+    with pytest.raises(DataError, match=r"d\.csv: label 2 at line 2 is out of range for 2 classes"):
+        check_labels(data, 2)
+    with pytest.raises(DataError, match=r"d\.csv: label 1 at line 4 is out of range for 1 classes"):
+        check_labels(replace(data, pieces=(batch_from((torch.ones(2, 1), torch.tensor([0, 1])), 0),)), 1)
+    (tmp_path / "d.csv").write_text("text,label\na,x\n,y\nb,z\n")
+    with pytest.raises(DataError, match=r"d\.csv: label 'z' at line 4 is none of the classes"):
+        prepared(classifier, tmp_path / "d.csv", "classification", ["x", "y"])
+
+
+def test_pairs_and_words_without_anything_are_left_out(classifier: Path) -> None:
+    rows = [{"premise": "the cat", "hypothesis": hypothesis} for hypothesis in ("birds", None, "a dog")]
+    assert prepared(classifier, rows).texts == ["the cat | birds", "the cat | a dog"]
+    data = prepared(classifier, [{"tokens": [], "ner_tags": []}, *TAGGED], "tokens", ["O", "B-X"])
+    assert columns_of(data)["labels"].shape[0] == 2
+    assert data.notes == {"texts_left_out": "1 example(s) with an empty text were left out: example 0"}
 
 
 def test_named_numbers_follow_the_checkpoints_names(classifier: Path) -> None:
@@ -487,8 +563,9 @@ def test_damaged_descriptions_are_data_errors(tmp_path: Path, name: str) -> None
     ("rows", "task", "message"),
     [
         ([{"text": "the cat", "label": 1}, {"text": "birds", "n": 2}], None, "example 1 has no label"),
-        ([{"text": "the cat", "label": 1}, {"text": " ", "label": 2}], None, "text at example 1 is empty"),
-        ([{"text": "the cat", "label": 1}, {"label": 2}], None, "text at example 1 is empty"),
+        ([{"text": "", "label": 1}, {"text": " ", "label": 2}], None, "text is empty at every example"),
+        ([{"text": ""}, {"text": "a", "label": 1}, {"text": "b", "n": 2}], None, "example 2 has no label"),
+        ([{"tokens": ["a", ""], "tags": ["x", "y"]}], "tokens", "tokens at example 0 is empty"),
         ([{"text": 3, "label": 1}], None, "text at example 0 is a int, not text"),
         ([{"text": "a", "label": "joy"}], "classification", "label 'joy' at example 0 is none of the classes: x, y"),
         ([{"text": "a", "label": 0.5}], "classification", "label 0.5 at example 0 is no class"),
@@ -499,7 +576,7 @@ def test_damaged_descriptions_are_data_errors(tmp_path: Path, name: str) -> None
         ([{"text": "a", "content": "b"}], None, "text and content could each be the text"),
         ([{"tokens": ["a", "b"], "tags": ["x"]}], "tokens", "example 0 has 2 words but 1 labels in tags"),
         ([{"tokens": ["a"], "tags": ["z"]}], "tokens", "label 'z' at example 0 is none of the classes"),
-        ([{"tokens": [], "tags": ["x"], "n": 1}], "tokens", "tokens at example 0 is no list of words"),
+        ([{"tokens": [], "tags": ["x"], "n": 1}], "tokens", "tokens is empty at every example"),
         ([{"tokens": ["a", 3], "tags": ["x", "y"]}], "tokens", "tokens at example 0 is a int, not text"),
         ([{"text": "a\ud83d", "label": 1}], None, "text at example 0 has half a character"),
         ([{"text": "a", "label": [1.5]}, {"text": "b", "label": [1, 2]}], "regression", "targets are lists of several"),

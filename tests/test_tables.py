@@ -115,16 +115,26 @@ def test_names_of_classes_of_a_table_of_numbers_are_those_of_the_whole_file(tmp_
     [
         ("", "is empty"),
         ("text,label\n", "the data set is empty"),
-        ("text,label\na,1,9\nb,1,3\n", "cannot be read as a table: Length of header"),
-        ("text,label\na,1\nb,1,3\n", "Expected 2 fields in line 3, saw 3"),
-        ('text,label\n"a,1\nb,2\n', "EOF inside string"),
-        (b"text,label\ncaf\xe9,1\n", "is not UTF-8 text (byte 14): save it as UTF-8"),
-        ("text,label\na\0b,1\n".encode("utf-16"), "is not UTF-8 text"),
+        ("text,label\na,1,9\nb,1,3\n", "line 2 has 3 fields, the first line 2: put texts with commas in quotes"),
+        ("text,label\na,1\nb,1,3\n", "line 3 has 3 fields, the first line 2"),
+        ('text,label\n"a\nb",1\n\nc,1,3\n', "line 5 has 3 fields, the first line 2"),
+        ('text,label\n"a,1\nb,2\n', "the quote that opens in line 2 does not close"),
+        ('text,label\n"a\nb",1\n"' + "c,1\n" * 50_000, "the quote that opens in line 4 does not close"),
+        (b"text,label\ncaf\xe9,1\n", "is not UTF-8 text (line 2): save it as UTF-8"),
+        ("text,label\na\0b,1\n".encode("utf-16"), "it seems, UTF-16 text: save it as UTF-8"),
+        ("text,label\na,1\n".encode("utf-16-be"), "it seems, UTF-16 text: save it as UTF-8"),
+        (
+            "good,1\nbad,0\n",
+            "the first line must name the columns, as in text,label: cannot tell what",
+        ),
+        ("good,1,1\nbad,0,0\n", "has no header: the first line must name the columns"),
+        ("text,label, text\na,1,b\n", "two columns are called text: keep one of them"),
+        ("text,label,Text\na,1,b\n", "two columns are called text: keep one of them"),
         ("0.5,1.5,2\n0.25,1,0\n", "has no header"),
         ("what,why\na,b\n", "cannot tell what the columns hold (what, why): name the input text, sentence"),
-        ("a,b,label\n1,2,0\n1,,1\n", "b is missing at example 1"),
+        ("a,b,label\n1,2,0\n1,,1\n", "b is missing at line 3"),
         ("a,b,label\n1,2,0\n1,x,1\n", "cannot tell what the columns hold (a, b, label)"),
-        ("a,b,label\n1,2,0\n1,3,\n", "example 1 has no label: write -100"),
+        ("a,b,label\n1,2,0\n1,3,\n", "line 3 has no label: write -100"),
         ("\x1b[31m,b\na,b\n", "cannot tell what the columns hold (\\x1b[31m, b)"),
     ],
 )
@@ -139,7 +149,61 @@ def test_labels_are_of_one_kind_however_late_another_appears(tmp_path: Path) -> 
 
 def test_a_byte_that_is_wrong_late_in_a_file_is_found(tmp_path: Path) -> None:
     content = b"text,label\n" + b"good,1\n" * 300_000 + b"caf\xe9,1\n"
-    one_line(written(tmp_path / "d.csv", content), "is not UTF-8 text")
+    one_line(written(tmp_path / "d.csv", content), "is not UTF-8 text (line 300002)")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ";"), (".csv", "\t"), (".csv", "|"), (".tsv", ",")])
+def test_another_separator_is_seen_in_the_first_line_and_said(
+    tmp_path: Path, suffix: str, separator: str, end: str
+) -> None:
+    lines = [["text", "label"], ["a: b", "1"], ["c. d", "0"]]
+    path = written(tmp_path / f"d{suffix}", "".join(separator.join(line) + end for line in lines))
+    found = load_data(path)
+    assert isinstance(found, Table)
+    assert table(path) == {"text": ["a: b", "c. d"], "label": [1, 0]}
+    names = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+    assert found.notes == {"separator": f"fields are separated by {names[separator]}"}
+    assert list(found.names("label", None).every()) == [1, 0]
+
+
+def test_a_separator_in_quotes_or_in_texts_is_none(tmp_path: Path) -> None:
+    for content in ("text\na;b\n", '"a;b",text\n1,a;b\n', "text,label\na;b,1;2\n"):
+        found = load_data(written(tmp_path / "d.csv", content))
+        assert isinstance(found, Table)
+        assert list(found.columns["text"]) in (["a;b"], ["a"])
+        assert found.notes == {}
+    inputs, _, data = numbers(written(tmp_path / "e.csv", "a;b;\n1.5;2;\n"))
+    assert inputs.tolist() == [[1.5, 2.0]]
+    assert list(data.notes) == ["separator"]
+
+
+def test_places_are_lines_of_the_file(tmp_path: Path) -> None:
+    content = '\ufefftext,label\r\n"a\r\nb",1\r\n\r\n  \r\n"",2\r\nd,0\r\n'
+    for name, value, places in (
+        ("d.csv", content, ["line 2", "line 6", "line 7"]),
+        ("d.jsonl", '{"text": "a"}\n\n{"text": "b"}\n', ["line 1", "line 3"]),
+        ("d.json", '[{"text": "a"},\n\n{"text": "b"}]\n', ["example 0", "example 1"]),
+        ("e.csv", "text,label\n" + "x" * 1_000_000 + ",1\ny,0\n", ["example 0", "example 1"]),
+    ):
+        path = written(tmp_path / name, value)
+        for limit in (None, 2):
+            found = load_data(path, limit)
+            assert isinstance(found, Table)
+            assert [found.place(index) for index in range(found.n_examples)] == places[:limit]
+            assert found.only([1]).place(0) == found.only([0, 1]).head(2).place(1) == places[1]
+
+
+def test_lines_of_a_file_that_has_gone_are_not_known(tmp_path: Path) -> None:
+    path = written(tmp_path / "d.csv", "text,label\na,1\nb,0\n")
+    found = load_data(path)
+    path.unlink()
+    assert isinstance(found, Table)
+    assert found.place(1) == "example 1"
+
+
+def test_a_frame_with_a_name_twice_is_refused() -> None:
+    one_line(pd.DataFrame([["a", "b"]], columns=["text", "text"]), "two columns are called text")
 
 
 # ---- json and lines of text
@@ -179,8 +243,8 @@ def test_arguments_of_forward_in_json_lines(tmp_path: Path) -> None:
     [
         ("", "the data set is empty"),
         ('{"text": "a"}\n{"text": ', "line 2 is not JSON"),
-        ('{"text": "a"}\n[1]\n', "list 2 is not an object"),
-        ('[{"text": "a"}, 3]', "int 2 is not an object"),
+        ('{"text": "a"}\n[1]\n', "line 2 is not an object"),
+        ('[{"text": "a"}, 3]', "item 2 is not an object"),
         ("[" * 100_000, "is not JSON"),
         ('{"a":' * 100_000, "line 1 is not JSON"),
         (b'{"text": "caf\xe9"}', "is not UTF-8"),
@@ -189,7 +253,7 @@ def test_arguments_of_forward_in_json_lines(tmp_path: Path) -> None:
         ('{"input_ids": [1, 2]}\n{"n": 1}', "input_ids is not made of numbers"),
         ('{"x": [1.0, NaN]}', "inputs is NaN at example 0"),
         ("{}\n{}", "the data set is empty"),
-        ('{"x": [1], "label": 99999999999999999999}', "label 99999999999999999999 at example 0 is no class"),
+        ('{"x": [1], "label": 99999999999999999999}', "label 99999999999999999999 at line 1 is no class"),
         ('{"x": [99999999999999999999]}', "x is not made of numbers"),
         ('{"a": 1' + "0" * 400 + "}", "a has a number that is too large"),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rdrop_analysis.errors import DataError
+from rdrop_analysis.data.places import ExampleError
 from rdrop_analysis.files import printable
 
 
@@ -37,11 +37,11 @@ class Numbering:
     def __call__(self, label: Any, example: int) -> int:
         """Return the class number of a label; `example` is for the message."""
         if label is None:
-            raise DataError(f"example {example} has no label: write -100 where none is known")
+            raise ExampleError("", example, "has no label: write -100 where none is known")
         if isinstance(label, str):
             return self._named(label, example)
         if not isinstance(label, int | float) or label % 1 or abs(label) >= 2**31:  # infinity % 1 is NaN
-            raise DataError(f"label {printable(label)} at example {example} is no class: give a name or whole number")
+            raise ExampleError(f"label {printable(label)} at", example, "is no class: give a name or whole number")
         return self.by_number.get(int(label), int(label))
 
     def _named(self, label: str, example: int) -> int:
@@ -49,7 +49,7 @@ class Numbering:
         if key in self.by_name:
             return self.by_name[key]
         known = printable(", ".join(self.class_names or ()), 200)
-        raise DataError(f"label {printable(label)!r} at example {example} is none of the classes: {known}")
+        raise ExampleError(f"label {printable(label)!r} at", example, f"is none of the classes: {known}")
 
 
 def number_classes(labels: Iterable[Any], names: ClassNames) -> Numbering:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from rdrop_analysis.data.places import ExampleError, Place, by_number
 from rdrop_analysis.errors import DataError
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -47,7 +48,7 @@ class Data:
     There is one piece when all examples have one shape; examples of several shapes (sequences padded batch by
     batch) stay in the batches they came in, as several pieces. `class_names` names the classes, `image_shape`
     is how to show one input as a picture, `texts` has one text an example, `notes` say by code what a reader
-    has to know of how the data were prepared.
+    has to know of how the data were prepared, `place` what an example is called in messages.
     """
 
     source: str
@@ -56,6 +57,7 @@ class Data:
     image_shape: tuple[int, ...] | None = None
     texts: list[str] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    place: Place = by_number
 
     @property
     def n_examples(self) -> int:
@@ -70,12 +72,12 @@ class Data:
     @cached_property
     def fingerprint(self) -> str:
         """Return "sha256:..." over the names, types, shapes and bytes of inputs and labels."""
-        digest = hashlib.sha256()
-        for piece in self.pieces:
-            for name, tensor in _named_tensors(piece):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return f"sha256:{digest.hexdigest()}"
+        return _sha256(named for piece in self.pieces for named in _named_tensors(piece))
+
+    @cached_property
+    def inputs_fingerprint(self) -> str:
+        """Return "sha256:..." over the inputs alone, which are the same whatever the classes are called."""
+        return _sha256(named for piece in self.pieces for named in named_tensors(piece.inputs).items())
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield all examples in order, at most `batch_size` at a time; no batch spans two pieces."""
@@ -130,7 +132,10 @@ def with_whole_labels(data: Data) -> Data:
     Raises `DataError` if one is not whole, is negative (other than -100, which marks positions to ignore), or
     is not known.
     """
-    pieces = tuple(replace(piece, labels=_whole(piece)) for piece in data.pieces)
+    try:
+        pieces = tuple(replace(piece, labels=_whole(piece)) for piece in data.pieces)
+    except ExampleError as problem:
+        raise DataError(problem.at(data.place)) from problem
     return replace(data, pieces=pieces)
 
 
@@ -143,7 +148,7 @@ def _whole(piece: Batch) -> Tensor | None:
     if wrong.any():
         place = tuple(wrong.nonzero()[0].tolist())
         value, example = piece.labels[place].item(), piece.start + place[0]
-        raise DataError(f"label {value} at example {example}: classes are 0, 1, ... or {IGNORED} to ignore")
+        raise ExampleError(f"label {value} at", example, f"is no class: classes are 0, 1, ... or {IGNORED} to ignore")
     return whole
 
 
@@ -159,7 +164,25 @@ def check_labels(data: Data, n_classes: int) -> None:
         if wrong.any():
             place = tuple(wrong.nonzero()[0].tolist())
             label, example = int(piece.labels[place]), piece.start + place[0]
-            raise DataError(f"label {label} at example {example} is out of range for {n_classes} classes")
+            raise DataError(
+                f"{data.source}: label {label} at {data.place(example)} is out of range for {n_classes} classes"
+                f"{_counted_from_one(data, n_classes)}"
+            )
+
+
+def _counted_from_one(data: Data, n_classes: int) -> str:
+    """Return what to do with labels 1..n_classes; nothing if there are others."""
+    given = torch.cat([piece.labels.flatten() for piece in data.pieces if piece.labels is not None])
+    known = given[given != IGNORED]
+    return ": labels start at 1, subtract 1" if (int(known.min()), int(known.max())) == (1, n_classes) else ""
+
+
+def _sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _named_tensors(piece: Batch) -> Iterator[tuple[str, Tensor]]:

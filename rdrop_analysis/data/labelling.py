@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rdrop_analysis.data.class_numbers import ClassNames, number_classes
+from rdrop_analysis.data.places import ExampleError
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
 
@@ -40,13 +41,16 @@ def read_labels(values: Sequence[Any], task: str | None, names: ClassNames) -> L
         DataError: a label is missing, is not one of the names, or is of another kind than the task needs.
     """
     values = [plain(value) for value in values]
-    if task == "multi-label":
-        values = [_parts(value, index) for index, value in enumerate(values)]
     if all(value == HIDDEN for value in values):
         note = "all labels are -1, as where a data set hides them: measured without labels"
         return Labels(None, notes={"labels_hidden": note})
+    notes: Mapping[str, str] = {}
+    if task == "multi-label":
+        notes = _one_class_each(values, names)
+        values = [_parts(value, index) for index, value in enumerate(values)]
     if any(isinstance(value, list) for value in values):
-        return _several(values, task, names)
+        several = _several(values, task, names)
+        return replace(several, notes={**several.notes, **notes})
     if (task in ("regression", None) and _has_floats(values)) or task == "regression":
         return Labels([_target(value, index) for index, value in enumerate(values)])
     numbering = number_classes([value for value in values if value is not None], names)
@@ -55,12 +59,38 @@ def read_labels(values: Sequence[Any], task: str | None, names: ClassNames) -> L
     )
 
 
+def _one_class_each(values: Sequence[Any], names: ClassNames) -> dict[str, str]:
+    """Return the note on labels that are one class an example where several may be true, if they are.
+
+    Raises:
+        DataError: all are 0 or 1, which for more than two classes are no less likely to say yes or no of one.
+    """
+    wanted = names.wanted or names.own or ()
+    if len(wanted) < 2 or not all(map(_is_single, values)):
+        return {}
+    every = [plain(value) for value in names.every()]  # of which only some examples may be here
+    if not all(value is None or _is_single(value) for value in every):
+        return {}
+    if len(wanted) > 2 and all(value in (0, 1, "0", "1", None) for value in every):
+        raise DataError(
+            f"labels are one 0 or 1 an example, for {len(wanted)} classes: write those that are true as in "
+            f"{printable(';'.join(wanted[:2]))}, or one column a class"
+        )
+    return {"labels_as_flags": "labels are one class an example: that one is read as yes, the others as no"}
+
+
+def _is_single(value: Any) -> bool:
+    """Tell whether a label is one class, not a list of them, written as such or as a text."""
+    is_list = isinstance(value, list) or str(value).lstrip().startswith("[")
+    return value is not None and not is_list and len(_parts(value, 0)) == 1
+
+
 def _parts(value: Any, example: int) -> list[Any]:
     """Return the labels of an example as a list, where a text has them between commas, semicolons or bars."""
     if isinstance(value, list):
         return value
     if value is None:
-        raise DataError(f"example {example} has no label: write [] where no class is true")
+        raise ExampleError("", example, "has no label: write [] where no class is true")
     if not isinstance(value, str):
         return [value]
     parts = [part.strip(" '\"") for part in re.split("[,;|]", value.strip().strip("[]"))]
@@ -89,14 +119,14 @@ def _target(value: Any, example: int) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError) as problem:
-        raise DataError(f"label {printable(value)!r} at example {example} is not a number") from problem
+        raise ExampleError(f"label {printable(value)!r} at", example, "is not a number") from problem
 
 
 def _several(values: Sequence[Any], task: str | None, names: ClassNames) -> Labels:
     """Return lists of labels: targets of one length, or 0 and 1 for each class."""
     for index, value in enumerate(values):
         if not isinstance(value, list):
-            raise DataError(f"example {index} has {_kind(value)} where others have a list of labels")
+            raise ExampleError("", index, f"has {_kind(value)} where others have a list of labels")
     if task == "regression" or (task is None and _has_floats([part for value in values for part in value])):
         if len({len(value) for value in values}) > 1:
             raise DataError("targets are lists of several lengths: give as many for each example")
@@ -127,7 +157,7 @@ def _indicators(values: Sequence[list[Any]], names: ClassNames) -> Labels:
         for part in value:
             number = numbering(part, index)
             if not 0 <= number < len(row):
-                raise DataError(f"label {number} at example {index} is out of range for {len(row)} classes")
+                raise ExampleError(f"label {number} at", index, f"is out of range for {len(row)} classes")
             row[number] = 1.0
         rows.append(row)
     return Labels(rows, numbering.class_names, numbering.notes)

@@ -28,6 +28,7 @@ BESIDE_ARRAYS = (
     "decoder_input_ids",
     "decoder_attention_mask",
 )
+KNOWN = {*TEXT, *LAST_RESORT, *SECOND_TEXT, *WORDS, *IMAGE, *TAGS, *TARGET, *LABEL, *ARRAYS}
 
 Kind = Literal["text", "words", "image"]
 
@@ -56,9 +57,9 @@ def find_layout(columns: Iterable[str]) -> Layout | None:
     """Return what the columns of texts, words or images hold, whatever their case; None if there are no such.
 
     Raises:
-        DataError: several columns could be the text.
+        DataError: several columns could be the text, or two have the same name but for its case.
     """
-    known = {column.strip().lower(): column for column in columns}
+    known = known_columns(columns)
     words, images, texts = (_all(known, names) for names in (WORDS, IMAGE, TEXT))
     texts = texts or _all(known, LAST_RESORT)
     target = first(known, TARGET)
@@ -69,6 +70,17 @@ def find_layout(columns: Iterable[str]) -> Layout | None:
     if texts:
         return Layout("text", _texts(known, texts), label, (), target)
     return Layout("image", (images[0],), label, (), None) if images else None
+
+
+def known_columns(columns: Iterable[str]) -> dict[str, str]:
+    """Return columns by their names in small letters, without spaces around."""
+    known: dict[str, str] = {}
+    for column in columns:
+        key = column.strip().lower()
+        if key in KNOWN and key in known:
+            raise DataError(f"two columns are called {key}: keep one of them")
+        known[key] = column
+    return known
 
 
 def first(known: dict[str, str], names: Iterable[str]) -> str | None:
@@ -97,7 +109,8 @@ def unknown_layout(columns: Iterable[str]) -> DataError:
     found = printable(", ".join(columns), 200)
     return DataError(
         f"cannot tell what the columns hold ({found}): name the input {', '.join(TEXT[:4])}, {', '.join(WORDS)}, "
-        f"{IMAGE[0]} or {ARRAYS[0]}, and the label {', '.join(LABEL)}; a table of numbers needs numbers in all columns"
+        f"{IMAGE[0]} or {ARRAYS[0]}, and the label {', '.join(LABEL)}; "
+        "a table of numbers needs numbers, with a decimal point, in all columns"
     )
 
 

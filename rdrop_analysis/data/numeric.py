@@ -11,8 +11,18 @@ import torch
 from rdrop_analysis.data.batches import batch_from
 from rdrop_analysis.data.examples import Data
 from rdrop_analysis.data.labelling import Labels, plain, read_labels
-from rdrop_analysis.data.layouts import ARRAYS, BESIDE_ARRAYS, LABEL, TABULAR_LABEL, TEXT, first, unknown_layout
+from rdrop_analysis.data.layouts import (
+    ARRAYS,
+    BESIDE_ARRAYS,
+    LABEL,
+    TABULAR_LABEL,
+    TEXT,
+    first,
+    known_columns,
+    unknown_layout,
+)
 from rdrop_analysis.data.padding import LABELS, padded_batches
+from rdrop_analysis.data.places import ExampleError
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
 
@@ -29,7 +39,7 @@ def data_of_numbers(table: Table) -> Data:
     Raises:
         DataError: the columns are not numbers, or no arguments that are known.
     """
-    known = {column.strip().lower(): column for column in table.columns}
+    known = known_columns(table.columns)
     if any(name in table.columns for name in ARRAYS):
         return _arguments(table, first(known, LABEL))
     return _features(table, first(known, TABULAR_LABEL), skipped={known.get(name) for name in ROW_NUMBERS})
@@ -52,7 +62,7 @@ def _arguments(table: Table, label: str | None) -> Data:
 def _features(table: Table, label: str | None, skipped: set[str | None]) -> Data:
     """Return all columns but the label as inputs [N, D]."""
     features = {name: values for name, values in table.columns.items() if name != label and name not in skipped}
-    if not features or not all(_are_numbers(values) for values in features.values()):
+    if not features or not all(are_numbers(values) for values in features.values()):
         raise unknown_layout(table.columns)
     inputs = torch.tensor(_matrix(features), dtype=torch.get_default_dtype())
     labels = _labels(table, label)
@@ -75,12 +85,12 @@ def _matrix(features: Mapping[str, Sequence[Any]]) -> np.ndarray[Any, Any]:
         except OverflowError as problem:
             raise DataError(f"{printable(name)} has a number that is too large") from problem
         if np.isnan(column).any():
-            raise DataError(f"{printable(name)} is missing at example {int(np.isnan(column).argmax())}")
+            raise ExampleError(f"{printable(name)} is missing at", int(np.isnan(column).argmax()))
         columns.append(column)
     return np.stack(columns, axis=1)
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
+def are_numbers(values: Sequence[Any]) -> bool:
     """Tell whether a column has a number, or nothing, an example."""
     if isinstance(values, np.ndarray) and values.dtype != object:
         return values.ndim == 1 and values.dtype.kind in "iufb"

@@ -16,7 +16,9 @@ from rdrop_analysis.data.class_numbers import ClassNames
 from rdrop_analysis.data.examples import IGNORED, Data
 from rdrop_analysis.data.labelling import Labels, read_labels
 from rdrop_analysis.data.layouts import Layout, unknown_layout
+from rdrop_analysis.data.leaving_out import without_empty
 from rdrop_analysis.data.padding import LABELS, PIECE, check_memory, padded_batches
+from rdrop_analysis.data.places import ExampleError
 from rdrop_analysis.data.preprocessing import Preprocessor, Row
 from rdrop_analysis.data.tables import Table
 from rdrop_analysis.data.tagging import as_list, tags_of_tokens
@@ -35,7 +37,24 @@ def prepare(table: Table, preprocessor: Preprocessor, task: str | None, class_na
     if layout is None:
         raise unknown_layout(table.columns)
     builders: Mapping[str, Callable[..., Data]] = {"text": _texts, "words": _words, "image": _images}
-    return builders[layout.kind](table, layout, preprocessor, task, class_names)
+    if layout.kind != "image":
+        table = without_empty(table, _read_as_text(layout, task))
+    try:
+        data = builders[layout.kind](table, layout, preprocessor, task, class_names)
+    except ExampleError as problem:
+        raise DataError(problem.at(table.place)) from problem
+    return replace(data, place=table.place, notes={**table.notes, **data.notes})
+
+
+def _read_as_text(layout: Layout, task: str | None) -> list[str]:
+    """Return the columns whose texts or words become tokens."""
+    target = layout.target if _has_targets(layout, task) else None
+    return [*layout.inputs, *([target] if target else [])]
+
+
+def _has_targets(layout: Layout, task: str | None) -> bool:
+    """Tell whether the labels are texts to be generated."""
+    return task == "seq2seq" or (task is None and layout.target is not None and not layout.label)
 
 
 def _texts(table: Table, layout: Layout, preprocessor: Preprocessor, task: str | None, class_names: Names) -> Data:
@@ -46,7 +65,7 @@ def _texts(table: Table, layout: Layout, preprocessor: Preprocessor, task: str |
     _refuse_empty(rows)
     if task == "causal-lm":
         labels = Labels([list(row["input_ids"]) for row in rows])
-    elif task == "seq2seq" or (task is None and layout.target and not layout.label):
+    elif _has_targets(layout, task):
         labels, shown = _targets(table, layout, preprocessor)
         texts.append(shown)
     elif task == "tokens":
@@ -91,7 +110,7 @@ def _located(value: Any, source: str, example: int) -> Path | Mapping[str, Any]:
     if isinstance(value, str) and value:
         return Path(source).parent / value
     if not isinstance(value, Path | Mapping):
-        raise DataError(f"example {example} has no image")
+        raise ExampleError("", example, "has no image")
     return value
 
 
@@ -168,13 +187,13 @@ def _text(value: Any, column: str, example: int) -> str:
             return value
     else:
         reason = "is empty" if value is None or isinstance(value, str) else f"is a {type(value).__name__}, not text"
-    raise DataError(f"{printable(column)} at example {example} {reason}")
+    raise ExampleError(f"{printable(column)} at", example, reason)
 
 
 def _refuse_empty(rows: Sequence[Row]) -> None:
     for index, row in enumerate(rows):
         if not row["input_ids"]:
-            raise DataError(f"the tokenizer makes no tokens of example {index}")
+            raise ExampleError("the tokenizer makes no tokens of", index)
 
 
 def _cut_note(cut: int, preprocessor: Preprocessor) -> dict[str, str]:

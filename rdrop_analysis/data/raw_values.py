@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rdrop_analysis.data.arrow_data import is_dataset, table_of_dataset
-from rdrop_analysis.data.table_files import table_of_frame, table_of_rows
+from rdrop_analysis.data.frames import table_of_frame
+from rdrop_analysis.data.table_files import table_of_rows
 from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError
 
@@ -29,7 +30,7 @@ def raw_table(value: Any, source: str, limit: int | None) -> Table | None:
         return Table(source, {"text": list(value)})
     if isinstance(value, tuple | list) and len(value) == 2 and _are_texts(value[0]):
         return _labelled(source, *value)
-    if isinstance(value, list) and value and all(map(_is_example, value)):
+    if isinstance(value, list) and all(isinstance(item, Mapping) for item in value) and any(map(_is_example, value)):
         return table_of_rows(source, value)
     return None
 
@@ -50,9 +51,9 @@ def _labelled(source: str, texts: list[str], labels: Any) -> Table:
     return Table(source, {"text": texts, "label": listed})
 
 
-def _is_example(value: object) -> bool:
+def _is_example(value: Mapping[Any, Any]) -> bool:
     """Tell whether a value is one example by name, as opposed to a batch of tensors."""
-    return isinstance(value, Mapping) and any(map(_is_of_one_example, value.values()))
+    return any(map(_is_of_one_example, value.values()))
 
 
 def _is_of_one_example(part: object) -> bool:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rdrop_analysis.data.class_numbers import ClassNames
 from rdrop_analysis.data.examples import Data
 from rdrop_analysis.data.layouts import ARRAYS, Layout, find_layout
 from rdrop_analysis.data.numeric import data_of_numbers
+from rdrop_analysis.data.places import ExampleError, by_number
 from rdrop_analysis.data.renumbering import renumbered
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import printable
@@ -30,12 +34,18 @@ class Table:
         columns: values by name, one an example in each.
         own_names: the names that a data set gives the numbers in a column.
         read_column: reads a column of the whole source, where only some examples are here.
+        lines: finds the line in a file that each example of the source begins in, where it can be known.
+        rows: the examples' numbers in the source, where some were left out.
+        notes: what a reader has to know of how they were read.
     """
 
     source: str
     columns: Columns
     own_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     read_column: Callable[[str], Iterable[Any]] | None = None
+    lines: Callable[[], Sequence[int]] | None = None
+    rows: Sequence[int] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_examples(self) -> int:
@@ -51,8 +61,33 @@ class Table:
         """Return the first `n` examples (all, if there are fewer)."""
         if n < 1:
             raise DataError(f"the number of examples must be at least 1, not {n}")
-        every = self.read_column or self.columns.__getitem__
-        return replace(self, columns={k: v[:n] for k, v in self.columns.items()}, read_column=every)
+        return self.only(range(min(n, self.n_examples)))
+
+    def only(self, rows: Sequence[int], notes: Mapping[str, str] | None = None) -> Table:
+        """Return some of the examples, which keep their places, with further notes."""
+        return replace(
+            self,
+            columns={name: _taken(values, rows) for name, values in self.columns.items()},
+            read_column=self.read_column or self.columns.__getitem__,
+            rows=[self.rows[row] for row in rows] if self.rows is not None else rows,
+            notes={**self.notes, **(notes or {})},
+        )
+
+    def place(self, example: int) -> str:
+        """Return what an example is called in messages: its line in the file, else its number in the source."""
+        row = example if self.rows is None else self.rows[example]
+        line = self.line(example)
+        return by_number(row) if line is None else f"line {line}"
+
+    def line(self, example: int) -> int | None:
+        """Return the line in the file that an example begins in, if that is known."""
+        row = example if self.rows is None else self.rows[example]
+        return self._lines[row] if row < len(self._lines) else None
+
+    @cached_property
+    def _lines(self) -> Sequence[int]:
+        """Find the lines of the examples; none if they are not known."""
+        return self.lines() if self.lines else ()
 
     def names(self, column: str, wanted: Sequence[str] | None) -> ClassNames:
         """Return what is known of the names of classes in a column; `wanted` are the checkpoint's."""
@@ -84,6 +119,11 @@ class Table:
             raise DataError(f"{self.source}: {problem}") from problem
 
 
+def _taken(values: Sequence[Any], rows: Sequence[int]) -> Any:
+    """Return the values of some rows."""
+    return values[list(rows)] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+
+
 def data_or_table(table: Table) -> Data | Table:
     """Return numbers as `Data`, and raw examples as the table that they are.
 
@@ -94,7 +134,11 @@ def data_or_table(table: Table) -> Data | Table:
         raise DataError("the data set is empty")
     if not any(name in table.columns for name in ARRAYS) and table.layout is not None:
         return table
-    return data_of_numbers(table)
+    try:
+        data = data_of_numbers(table)
+    except ExampleError as problem:
+        raise DataError(problem.at(table.place)) from problem
+    return replace(data, place=table.place, notes={**table.notes, **data.notes})
 
 
 def as_data(given: Data | Table, directory: Path | None, task: str | None, class_names: list[str] | None) -> Data:

@@ -8,6 +8,7 @@ from typing import Any
 from rdrop_analysis.data.class_numbers import ClassNames, number_classes
 from rdrop_analysis.data.examples import IGNORED
 from rdrop_analysis.data.labelling import Labels, plain
+from rdrop_analysis.data.places import ExampleError
 from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
@@ -38,7 +39,7 @@ def tags_of_tokens(
     tags = [_split(value, column, index) for index, value in enumerate(table.columns[column])]
     for index, (example, given) in enumerate(zip(words, tags, strict=True)):
         if len(example) != len(given):
-            raise DataError(f"example {index} has {len(example)} words but {len(given)} labels in {printable(column)}")
+            raise ExampleError("", index, f"has {len(example)} words but {len(given)} labels in {printable(column)}")
     names = table.names(column, class_names)
     every = ClassNames(names.wanted, names.own, lambda: _flat(names.every(), column))
     numbering = number_classes((tag for given in tags for tag in given), every)
@@ -55,7 +56,7 @@ def as_list(value: Any, column: str, example: int) -> list[Any]:
     """
     value = value.split() if isinstance(value, str) else plain(value)
     if not isinstance(value, list) or not value:
-        raise DataError(f"{printable(column)} at example {example} is no list of words, or an empty one")
+        raise ExampleError(f"{printable(column)} at", example, "is no list of words, or an empty one")
     return value
 
 

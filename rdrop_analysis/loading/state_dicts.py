@@ -86,17 +86,26 @@ def fit(
 
     Raises `CheckpointError` naming the missing, unexpected and ill-shaped entries.
     """
-    renamed, rest = rename_to_fit(state, model.state_dict()), []
+    state, rest = without_transient(model, state)
+    renamed = rename_to_fit(state, model.state_dict())
     if renamed.keys() != model.state_dict().keys():
         part = part_that_fits(renamed, model.state_dict())
         outside = [name for name in renamed if name not in part.values()]
         if part and (partial or not outside):
-            renamed, rest = {name: renamed[inside] for name, inside in part.items()}, outside
+            renamed, rest = {name: renamed[inside] for name, inside in part.items()}, [*rest, *outside]
     renamed = _with_tied(model, renamed)
     check_fit(path, model, renamed)
     _adopt_dtypes(model, renamed)
     model.load_state_dict(renamed, strict=True, assign=assign)
     return rest
+
+
+def without_transient(model: nn.Module, state: StateDict) -> tuple[StateDict, list[str]]:
+    """Split off what the model makes anew and does not save: buffers that older versions of its code did save."""
+    saved = {_unwrapped(name) for name in model.state_dict()}
+    transient = {_unwrapped(name) for name, _ in model.named_buffers()} - saved
+    left = [name for name in state if _unwrapped(name) in transient]
+    return {name: tensor for name, tensor in state.items() if name not in left}, left
 
 
 def rename_to_fit(state: StateDict, expected: Collection[str]) -> StateDict:
