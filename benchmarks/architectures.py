@@ -27,9 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rdrop_probes.batch import Batch
 from rdrop_probes.discovery import is_dropout_module
-from rdrop_probes.measure import Batch, Settings, measure
+from rdrop_probes.measure import measure
 from rdrop_probes.pairwise_kl import PairwiseKL
+from rdrop_probes.settings import Settings
 from rdrop_probes.statistics import mask_spread
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "probes"))

@@ -32,9 +32,9 @@ from rdrop_analysis.sources import Source
 from rdrop_analysis.subjects import Entry, Models, entries
 from rdrop_analysis.tasks import AUTO, TASKS
 from rdrop_probes.masks import Masks
-from rdrop_probes.measure import Settings
 from rdrop_probes.records import SCHEMA_VERSION, Failure, RunRecord, Unit
 from rdrop_probes.registry import choose
+from rdrop_probes.settings import Settings
 from rdrop_probes.statistics import LEVEL
 from rdrop_probes.submodels import Strategy
 

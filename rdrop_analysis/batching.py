@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from rdrop_analysis.data.examples import Batch, Data, named_tensors
 from rdrop_analysis.reading import Reader
+from rdrop_probes.batch import Batch as RowBatch
 from rdrop_probes.footprint import largest_tensor
-from rdrop_probes.measure import Batch as RowBatch
 from rdrop_probes.state import flags, preserved
 from rdrop_probes.terms import rows_that_fit
 

@@ -16,8 +16,8 @@ from rdrop_analysis.loading.contents import Contents, inspect_checkpoint
 from rdrop_analysis.reading import with_decoder_inputs
 from rdrop_analysis.sources import Source
 from rdrop_analysis.subjects import Entry
+from rdrop_probes.batch import take
 from rdrop_probes.discovery import find_sites
-from rdrop_probes.measure import take
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.state import preserved
 

@@ -14,10 +14,13 @@ from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.reading import Reader
 from rdrop_analysis.recognising import recognise
 from rdrop_analysis.tasks import AUTO, Targets
+from rdrop_probes.batch import LayoutError
 from rdrop_probes.columns import Column
-from rdrop_probes.measure import LayoutError, Measurement, NotFiniteError, Settings, measure
+from rdrop_probes.measure import NotFiniteError, measure
+from rdrop_probes.measurement import Measurement
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
+from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.statistics import metric
 from rdrop_probes.submodels import StrategyError

@@ -13,8 +13,8 @@ from rdrop_analysis.calling import call, find_scores, shape_text
 from rdrop_analysis.data.examples import IGNORED, Batch, Inputs
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.tasks import Task, counted_places, token_ids
+from rdrop_probes.batch import Batch as RowBatch
 from rdrop_probes.families import CATEGORICAL, Family
-from rdrop_probes.measure import Batch as RowBatch
 from rdrop_probes.state import flags, preserved
 
 Squashed = Literal["", "softmax", "sigmoid"]

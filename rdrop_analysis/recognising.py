@@ -14,8 +14,8 @@ from rdrop_analysis.errors import DataError
 from rdrop_analysis.loading.architectures import task_of
 from rdrop_analysis.reading import Reader, Squashed, of_rank, with_decoder_inputs
 from rdrop_analysis.tasks import AUTO, TASKS, Targets, Task, guess
+from rdrop_probes.batch import Batch as RowBatch
 from rdrop_probes.families import CATEGORICAL, Gaussian
-from rdrop_probes.measure import Batch as RowBatch
 from rdrop_probes.state import flags, preserved
 
 MAX_ROUNDING = 1e-4  # of probabilities that sum to 1

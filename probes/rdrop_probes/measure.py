@@ -3,114 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdrop_probes.columns import Column
+from rdrop_probes.batch import Batch, LayoutError, take
 from rdrop_probes.discovery import draws, find_sites
 from rdrop_probes.divergences import agree
 from rdrop_probes.families import CATEGORICAL, Family
-from rdrop_probes.masks import GRADIENT_STREAM, Masks, stream
-from rdrop_probes.neutral import gradient_pass
+from rdrop_probes.measurement import Measurement
 from rdrop_probes.probe import Probe
+from rdrop_probes.settings import Settings, effective
+from rdrop_probes.sharing import share_gradients
 from rdrop_probes.sites import Forward, SilentSiteError, SitePlan
 from rdrop_probes.state import flags, preserved
-from rdrop_probes.submodels import Chunk, Strategy, SubModels, first_line
+from rdrop_probes.submodels import Chunk, SubModels, first_line
 from rdrop_probes.terms import BlockSums, EvalBatch, Term, rows_that_fit, vote
-
-GRADIENT_EXAMPLES = 64  # at most in a differentiable pass: rows of the Jacobian are kept for all its examples
-ROUNDING = 1e-6  # below which a divergence of a model without dropout is rounding, of single precision at worst
-GRADIENT_SHARE = 4  # part of a batch in such a pass: batches are cut to what a pass without gradients can hold
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure: number of sub-models K, seed, masks, strategy, sub-models at a time under vmap."""
-
-    sub_models: int = 32
-    seed: int = 0
-    masks: Masks = "per-example"
-    strategy: Strategy = "auto"
-    chunk: int = 8
-
-    def __post_init__(self) -> None:
-        if self.sub_models < 2:
-            raise ValueError(f"{self.sub_models} sub-models have no pairs: take at least 2")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples to measure on: inputs as the forward function takes them, `n` of them.
-
-    Attributes:
-        labels: [n], or [n, ...] one a row of the output (for a Gaussian [n, D] targets); None without labels.
-        places: bool [n, ...], which rows of the output [n, ..., C] count (tokens that are not padding, labels that
-            are known); None where each example is one row.
-    """
-
-    inputs: Any
-    n: int
-    start: int
-    labels: Tensor | None = None
-    places: Tensor | None = None
-
-    def part(self, examples: slice) -> Batch:
-        """Some of the examples."""
-        first, end, _ = examples.indices(self.n)
-        labels, places = (None if t is None else t[examples] for t in (self.labels, self.places))
-        return Batch(take(self.inputs, examples), end - first, self.start + first, labels, places)
-
-    def rows(self, outputs: Tensor) -> Tensor:
-        """The rows that count [..., P, C] of outputs [..., n, L, C]; as they are where each example is one row."""
-        if self.places is None:
-            return outputs
-        dims = self.places.dim()
-        if outputs.shape[-1 - dims : -1] != self.places.shape:
-            found, wanted = list(outputs.shape[-1 - dims : -1]), list(self.places.shape)
-            raise LayoutError(f"the model returns scores for {found} rows where the labels have {wanted}")
-        flat = outputs.flatten(outputs.dim() - 1 - dims, -2)
-        return flat[..., self.places.flatten().nonzero().squeeze(1).to(outputs.device), :]
-
-    @property
-    def owners(self) -> Tensor | None:
-        """[P], the example in 0..n-1 of each row that counts; None where each example is one row."""
-        return None if self.places is None else self.places.nonzero()[:, 0]
-
-    @property
-    def row_labels(self) -> Tensor | None:
-        """[P], the labels of the rows that count."""
-        return self.labels if self.labels is None or self.places is None else self.labels[self.places]
-
-
-@dataclass
-class Measurement:
-    """What one pass found on one model.
-
-    Attributes:
-        plan: its sites. columns, units: by metric. tables: fields of `CheckpointResult`. findings: by code.
-        strategy: how sub-models were run. shared_masks: whether all examples had the same masks.
-        predictions: [P], the eval model's classes by row. votes: [N, C], how many sub-models voted for each class;
-            empty if no probe counts votes, or examples have several rows.
-    """
-
-    plan: SitePlan
-    columns: dict[str, Column]
-    units: dict[str, str]
-    tables: dict[str, Any] = field(default_factory=dict)
-    findings: dict[str, str] = field(default_factory=dict)
-    strategy: str = ""
-    shared_masks: bool = False
-    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    votes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-
-
-class LayoutError(ValueError):
-    """Labels and outputs of some examples do not go together."""
 
 
 class NotFiniteError(ValueError):
@@ -145,15 +53,6 @@ def measure(
     with preserved(model):
         taken = [probe() for probe in probes]
         return _Pass(model, forward, taken, settings, family).run(batches, progress)
-
-
-def take(inputs: Any, index: slice | Tensor) -> Any:
-    """Rows of inputs given as a tensor, a tuple or a dict of tensors."""
-    if isinstance(inputs, Tensor):
-        return inputs[index]
-    if isinstance(inputs, dict):
-        return {key: value[index] for key, value in inputs.items()}
-    return tuple(value[index] for value in inputs)
 
 
 class _Pass:
@@ -191,7 +90,7 @@ class _Pass:
             return self._forward(take(batch.inputs, torch.arange(n) % batch.n))
 
         plan = find_sites(self._model, run, batch.n)
-        self._settings = _effective(self._settings, plan, self._findings)
+        self._settings = effective(self._settings, plan, self._findings)
         shared = self._settings.masks == "shared"
         for probe in self._probes:
             probe.start(plan, shared_masks=shared)
@@ -288,40 +187,20 @@ class _Pass:
         if not takers:
             return
         try:
-            self._share_gradients(item, batch, plan, takers)
+            share_gradients(
+                self._model,
+                self._forward,
+                plan,
+                batch,
+                takers,
+                item=item,
+                seed=self._settings.seed,
+                family=self._family,
+            )
         except Exception as problem:  # a model may have anything in it that autograd cannot follow
             names = ", ".join(probe.name for probe in takers)
             self._findings["gradients_unavailable"] = f"{names} left out: {first_line(problem)}"
             self._probes = [p for p in self._probes if p not in takers]
-
-    def _share_gradients(self, item: int, batch: Batch, plan: SitePlan, takers: list[Probe]) -> None:
-        """One differentiable pass and one set of backward passes for every probe that wants gradients."""
-        want_sites = any(p.needs_site_gradients for p in takers)
-        size = min(GRADIENT_EXAMPLES, -(-batch.n // GRADIENT_SHARE))
-        for offset in range(0, batch.n, size):
-            rows = slice(offset, min(offset + size, batch.n))
-            part = batch.part(rows)
-            gradients = gradient_pass(
-                self._model,
-                partial(self._rows, part),
-                plan,
-                part.inputs,
-                part.n,
-                owners=part.owners,
-                family=self._family,
-                generator=stream(self._settings.seed, item, GRADIENT_STREAM + offset, torch.device("cpu")),
-                want_sites=want_sites,
-            )
-            folds = [fold for p in takers if (fold := p.fold(gradients)) is not None]
-            with flags(self._model, plan.eval_modules):  # checkpointed parts run again in the backward passes
-                for row in gradients.rows() if folds else ():
-                    for fold in folds:
-                        fold.add(row)
-                for fold in folds:
-                    fold.close()
-
-    def _rows(self, batch: Batch, inputs: Any) -> Tensor:
-        return batch.rows(self._forward(inputs))
 
     def _measurement(self, plan: SitePlan, sub_models: SubModels) -> Measurement:
         result = Measurement(plan, {}, {}, findings=self._findings, shared_masks=self._settings.masks == "shared")
@@ -335,40 +214,11 @@ class _Pass:
         if sub_models.changed_buffers:
             names = ", ".join(sub_models.changed_buffers[:3])
             result.findings["buffers_change"] = f"with dropout on, buffers change ({names}); they are put back"
-        for probe in self._probes:
-            outcome = probe.outcome()
-            result.columns |= outcome.columns.columns
-            result.tables |= outcome.tables
-            result.findings |= outcome.findings
-            result.units |= probe.units
-        if not plan.stochastic:
-            _round_to_zero(result.columns)
-        for probe in self._probes:
-            result.columns |= probe.derive(result.columns)
+        result.collect(self._probes)
         result.predictions = torch.cat(self._predictions)
         if self._votes:
             result.votes = torch.cat(self._votes)
         return result
-
-
-def _round_to_zero(columns: dict[str, Column]) -> None:
-    """Without dropout sub-models are the eval model: what differs from it by rounding differs by 0."""
-    for column in columns.values():
-        if column.mask_variance is not None and np.abs(column.values[column.finite]).max(initial=0) < ROUNDING:
-            column.values = np.where(column.finite, 0.0, column.values)
-            column.mask_variance = np.zeros_like(column.values)
-            column.leave_out = None if column.leave_out is None else np.zeros_like(column.leave_out)
-            column.proportion = False
-
-
-def _effective(settings: Settings, plan: SitePlan, findings: dict[str, str]) -> Settings:
-    """Settings with masks shared by all examples where the model itself shares them within a batch."""
-    if not (plan.shared_by_batch or plan.erratic) or settings.masks == "shared":
-        return settings
-    where = ", ".join(dict.fromkeys(site.key[0] or "(root)" for site in plan.shared_by_batch)) or "a random choice"
-    text = f"masks of {where} cannot be told apart by example: all examples share theirs, sub-model by sub-model"
-    findings["masks_shared"] = text
-    return Settings(**{**settings.__dict__, "masks": "shared"})
 
 
 def _groups(rows: int, classes: int) -> Iterator[slice]:

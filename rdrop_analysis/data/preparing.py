@@ -199,6 +199,4 @@ def _refuse_empty(rows: Sequence[Row]) -> None:
 def _cut_note(cut: int, preprocessor: Preprocessor) -> dict[str, str]:
     if not cut:
         return {}
-    return {
-        "texts_cut": f"{cut} text(s) longer than {preprocessor.max_length} tokens were cut, as the model takes no more"
-    }
+    return {"texts_cut": f"{cut} text(s) longer than {preprocessor.max_length} tokens were cut to the tokenizer's most"}

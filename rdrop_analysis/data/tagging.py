@@ -95,5 +95,5 @@ def _on_first_tokens(owners: Sequence[int | None], numbers: Sequence[int]) -> li
 def _cut_note(words: Sequence[Sequence[str]], owners: Sequence[Sequence[int | None]]) -> dict[str, str]:
     """Return the note on words without a token, if there are any."""
     lost = sum(len(set(range(len(example))) - set(own)) for example, own in zip(words, owners, strict=True))
-    text = f"{lost} word(s) have no token, most often as the model takes no more: their labels were left out"
+    text = f"{lost} word(s) have no token, most often beyond the tokenizer's most: their labels were left out"
     return {"words_cut": text} if lost else {}

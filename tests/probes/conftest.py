@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdrop_probes.measure import Batch, Measurement, Settings, measure
+from rdrop_probes.batch import Batch
+from rdrop_probes.measure import measure
+from rdrop_probes.measurement import Measurement
 from rdrop_probes.probe import Probe
+from rdrop_probes.settings import Settings
 from rdrop_probes.terms import BlockSums, EvalBatch, Term
 
 Summed = tuple[EvalBatch, BlockSums]

@@ -11,8 +11,11 @@ from hugging_face_zoo import ARCHITECTURES, N
 from model_zoo import brute_force, mean_pairwise_kl, with_standard_error
 from torch import Tensor, nn
 
-from rdrop_probes.measure import Batch, Measurement, Settings, measure
+from rdrop_probes.batch import Batch
+from rdrop_probes.measure import measure
+from rdrop_probes.measurement import Measurement
 from rdrop_probes.pairwise_kl import PairwiseKL
+from rdrop_probes.settings import Settings
 from rdrop_probes.statistics import mask_spread
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers")  # its own, of no concern here

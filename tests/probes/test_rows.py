@@ -13,16 +13,18 @@ from torch import nn
 
 from rdrop_probes import measure as engine
 from rdrop_probes import terms
+from rdrop_probes.batch import Batch
 from rdrop_probes.calibration import Calibration
 from rdrop_probes.columns import Column
 from rdrop_probes.families import CATEGORICAL, Gaussian
 from rdrop_probes.gap import Gap
 from rdrop_probes.jacobian import Jacobian
 from rdrop_probes.masks import stream
-from rdrop_probes.measure import Batch, Settings, measure
+from rdrop_probes.measure import measure
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.regression import GaussianGap, GaussianPairwise
+from rdrop_probes.settings import Settings
 from rdrop_probes.statistics import compare, metric
 
 N, L, D, C, K = 7, 5, 4, 3, 6
@@ -303,7 +305,9 @@ import resource, torch
 from torch import nn
 from rdrop_probes.gap import Gap
 from rdrop_probes.jacobian import Jacobian
-from rdrop_probes.measure import Batch, Settings, measure
+from rdrop_probes.batch import Batch
+from rdrop_probes.measure import measure
+from rdrop_probes.settings import Settings
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.calibration import Calibration

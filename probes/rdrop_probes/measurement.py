@@ -1,0 +1,62 @@
+"""What one pass over the data found on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdrop_probes.columns import Column
+from rdrop_probes.probe import Probe
+from rdrop_probes.sites import SitePlan
+
+ROUNDING = 1e-6  # below which a divergence of a model without dropout is rounding, of single precision at worst
+
+
+@dataclass
+class Measurement:
+    """What one pass found on one model.
+
+    Attributes:
+        plan: its sites. columns, units: by metric. tables: fields of `CheckpointResult`. findings: by code.
+        strategy: how sub-models were run. shared_masks: whether all examples had the same masks.
+        predictions: [P], the eval model's classes by row. votes: [N, C], how many sub-models voted for each class;
+            empty if no probe counts votes, or examples have several rows.
+    """
+
+    plan: SitePlan
+    columns: dict[str, Column]
+    units: dict[str, str]
+    tables: dict[str, Any] = field(default_factory=dict)
+    findings: dict[str, str] = field(default_factory=dict)
+    strategy: str = ""
+    shared_masks: bool = False
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    votes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    def collect(self, probes: Sequence[Probe]) -> None:
+        """Take over what the probes kept; without dropout, what differs by rounding differs by 0."""
+        for probe in probes:
+            outcome = probe.outcome()
+            self.columns |= outcome.columns.columns
+            self.tables |= outcome.tables
+            self.findings |= outcome.findings
+            self.units |= probe.units
+        if not self.plan.stochastic:
+            _round_to_zero(self.columns)
+        for probe in probes:
+            self.columns |= probe.derive(self.columns)
+
+
+def _round_to_zero(columns: dict[str, Column]) -> None:
+    """Without dropout sub-models are the eval model: what differs from it by rounding differs by 0."""
+    for column in columns.values():
+        if column.mask_variance is not None and np.abs(column.values[column.finite]).max(initial=0) < ROUNDING:
+            column.values = np.where(column.finite, 0.0, column.values)
+            column.mask_variance = np.zeros_like(column.values)
+            column.leave_out = None if column.leave_out is None else np.zeros_like(column.leave_out)
+            column.proportion = False

@@ -1,0 +1,34 @@
+"""How to measure, and what a model's own sites change in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rdrop_probes.masks import Masks
+from rdrop_probes.sites import SitePlan
+from rdrop_probes.submodels import Strategy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: number of sub-models K, seed, masks, strategy, sub-models at a time under vmap."""
+
+    sub_models: int = 32
+    seed: int = 0
+    masks: Masks = "per-example"
+    strategy: Strategy = "auto"
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if self.sub_models < 2:
+            raise ValueError(f"{self.sub_models} sub-models have no pairs: take at least 2")
+
+
+def effective(settings: Settings, plan: SitePlan, findings: dict[str, str]) -> Settings:
+    """Settings with masks shared by all examples where the model itself shares them within a batch."""
+    if not (plan.shared_by_batch or plan.erratic) or settings.masks == "shared":
+        return settings
+    where = ", ".join(dict.fromkeys(site.key[0] or "(root)" for site in plan.shared_by_batch)) or "a random choice"
+    text = f"masks of {where} cannot be told apart by example: all examples share theirs, sub-model by sub-model"
+    findings["masks_shared"] = text
+    return replace(settings, masks="shared")
