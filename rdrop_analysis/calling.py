@@ -91,4 +91,6 @@ def _hint(model: nn.Module, inputs: Inputs) -> str:
     if not whole:
         return "; the model has an embedding: it may take token ids, which are whole numbers"
     largest = max(int(tensor.max()) for tensor in whole)
-    return f"; the largest id is {largest}, the largest vocabulary {max(tables)}" if largest >= max(tables) else ""
+    return (
+        f"; the largest id is {largest}, the largest embedding has {max(tables)} rows" if largest >= max(tables) else ""
+    )

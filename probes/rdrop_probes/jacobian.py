@@ -62,7 +62,11 @@ def _why_sampled(gradients: GradientPass) -> str:
     if gradients.exact:
         return ""
     several = gradients.owners is not None
-    return "an example has several rows" if several else f"there are more than {MAX_EXACT_CLASSES} outputs"
+    return (
+        "an example has several rows (tokens, labels)"
+        if several
+        else f"there are more than {MAX_EXACT_CLASSES} outputs"
+    )
 
 
 class _ExactFold(GradientFold):
