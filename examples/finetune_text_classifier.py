@@ -22,11 +22,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from fitting import Batches, fit
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-from rdrop_analysis import RDropLoss
-from rdrop_analysis.losses import concatenated_forward
 
 TRAIN, TEST = "reuters-r8-train.tab", "reuters-r8-test.tab"
 MAX_TOKENS = 64
@@ -45,7 +43,12 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         options.base, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
     )
-    fine_tune(model, tokenizer, train.head(options.examples), options)
+    train = train.head(options.examples)
+
+    def shuffled(epoch: int) -> Batches:
+        return batches(model, tokenizer, train.sample(frac=1, random_state=options.seed + epoch))
+
+    fit(model, shuffled, -(-len(train) // BATCH_SIZE), options)
     model.eval().save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     test.to_csv(options.output.parent / "test.csv", index=False)
@@ -78,33 +81,7 @@ def read(path: Path) -> pd.DataFrame:
     return frame.sample(frac=1, random_state=SHUFFLING_SEED)
 
 
-def fine_tune(model: nn.Module, tokenizer: AutoTokenizer, train: pd.DataFrame, options: argparse.Namespace) -> None:
-    """Train with AdamW and a learning rate that falls to 0."""
-    n_steps = options.epochs * -(-len(train) // BATCH_SIZE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n_steps)
-    criterion = RDropLoss(options.alpha)
-    model.train()
-    for epoch in range(options.epochs):
-        losses = []
-        for inputs, labels in batches(model, tokenizer, train.sample(frac=1, random_state=options.seed + epoch)):
-            loss = loss_of(model, criterion, inputs, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch + 1} of {options.epochs}: loss {sum(losses) / len(losses):.4f}", flush=True)
-
-
-def loss_of(model: nn.Module, criterion: RDropLoss, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Return R-Drop's loss of two passes, or plain cross-entropy of one pass for alpha 0."""
-    if criterion.alpha == 0:
-        return nn.functional.cross_entropy(model(**inputs).logits, labels)
-    return criterion(concatenated_forward(model, inputs), labels)
-
-
-def batches(model: nn.Module, tokenizer: AutoTokenizer, frame: pd.DataFrame):
+def batches(model: nn.Module, tokenizer: AutoTokenizer, frame: pd.DataFrame) -> Batches:
     """Yield model inputs, padded to the longest of the batch, and class numbers."""
     for first in range(0, len(frame), BATCH_SIZE):
         part = frame.iloc[first : first + BATCH_SIZE]

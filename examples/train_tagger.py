@@ -24,17 +24,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from fitting import Batches, fit
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     BertConfig,
     BertForTokenClassification,
     DataCollatorForTokenClassification,
     PreTrainedTokenizerFast,
 )
-
-from rdrop_analysis import RDropLoss
-from rdrop_analysis.losses import concatenated_forward
 
 Sentence = dict[str, list[str]]
 
@@ -52,7 +50,12 @@ def main() -> None:
     train, test = split(options.corpus, options.sentences)
     tokenizer = load_or_make_tokenizer(options.output.parent / "tokenizer", train)
     model = make_model(len(tokenizer), sorted({tag for sentence in train + test for tag in sentence["tags"]}), options)
-    fit(model, tokenizer, train, options)
+    order = random.Random(options.seed)  # noqa: S311  # an order, no secret
+
+    def shuffled(_epoch: int) -> Batches:
+        return batches(model, tokenizer, order.sample(train, len(train)))
+
+    fit(model, shuffled, -(-len(train) // BATCH_SIZE), options)
     model.eval().save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     lines = (json.dumps(sentence) + "\n" for sentence in test)
@@ -132,37 +135,7 @@ def make_model(vocabulary: int, tags: list[str], options: argparse.Namespace) ->
     return BertForTokenClassification(config)
 
 
-def fit(
-    model: nn.Module, tokenizer: PreTrainedTokenizerFast, train: list[Sentence], options: argparse.Namespace
-) -> None:
-    """Train with AdamW and a learning rate that falls to 0."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
-    n_steps = options.epochs * -(-len(train) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n_steps)
-    criterion, order = RDropLoss(options.alpha), random.Random(options.seed)  # noqa: S311  # an order, no secret
-    model.train()
-    for epoch in range(options.epochs):
-        losses = []
-        for inputs, labels in batches(model, tokenizer, order.sample(train, len(train))):
-            loss = loss_of(model, criterion, inputs, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch + 1} of {options.epochs}: loss {sum(losses) / len(losses):.4f}", flush=True)
-
-
-def loss_of(model: nn.Module, criterion: RDropLoss, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Return R-Drop's loss of two passes, or plain cross-entropy of one pass for alpha 0; -100 counts in neither."""
-    if criterion.alpha == 0:
-        return nn.functional.cross_entropy(model(**inputs).logits.flatten(0, 1), labels.flatten())
-    return criterion(concatenated_forward(model, inputs), labels)
-
-
-def batches(
-    model: nn.Module, tokenizer: PreTrainedTokenizerFast, sentences: list[Sentence]
-) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+def batches(model: nn.Module, tokenizer: PreTrainedTokenizerFast, sentences: list[Sentence]) -> Batches:
     """Yield model inputs, padded to the longest of the batch, and tag numbers with -100 where none counts."""
     collate = DataCollatorForTokenClassification(tokenizer)
     for first in range(0, len(sentences), BATCH_SIZE):

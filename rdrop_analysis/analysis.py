@@ -33,7 +33,6 @@ from rdrop_analysis.subjects import Entry, Models, entries
 from rdrop_analysis.tasks import AUTO, TASKS
 from rdrop_probes.masks import Masks
 from rdrop_probes.records import SCHEMA_VERSION, Failure, RunRecord, Unit
-from rdrop_probes.registry import choose
 from rdrop_probes.settings import Settings
 from rdrop_probes.statistics import LEVEL
 from rdrop_probes.submodels import Strategy
@@ -212,9 +211,7 @@ class _Run:
 
     def probes_run(self) -> list[str]:
         """Names of the probes that fitted the data."""
-        labels = self.source.data is not None and self.source.data.has_labels
-        families = dict.fromkeys(m.reader.family.name for m in self.measured)
-        return list(dict.fromkeys(p.name for family in families for p in choose(None, labels=labels, family=family)))
+        return list(dict.fromkeys(name for m in self.measured for name in m.probes))
 
     def results(self, reference: str | None, config: dict[str, object], seconds: float) -> Results:
         data = self.source.data

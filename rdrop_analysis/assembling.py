@@ -16,7 +16,7 @@ from rdrop_analysis.measuring import Measured
 from rdrop_probes.records import Comparison, DataRecord, Finding
 from rdrop_probes.statistics import adjust, compare
 
-FEW = 10
+FEW = 10  # examples
 OF_THE_TASK = frozenset(
     {
         "task_guessed",
@@ -54,9 +54,6 @@ def run_findings(measured: Sequence[Measured], reference: str | None) -> list[Fi
     if len(classes := {_n_outputs(m) for m in measured}) > 1:
         text = f"the checkpoints have different numbers of classes ({', '.join(map(str, sorted(classes)))})"
         findings.append(Finding(code="different_classes", message=text))
-    if (n := min(len(next(iter(m.columns.values())).values) for m in measured)) < FEW:
-        text = f"{n} example(s): intervals from so few are rough"
-        findings.append(Finding(code="few_examples", message=text))
     if len(tasks := dict.fromkeys(m.reader.task.name for m in measured)) > 1:
         text = f"the checkpoints are for different tasks ({', '.join(tasks)}): measured, and not compared"
         findings.append(Finding(code="different_tasks", message=text))
@@ -74,6 +71,9 @@ def said_once(findings: Sequence[Finding], checkpoints: int) -> list[Finding]:
 def data_findings(data: Data, differing: bool) -> list[Finding]:
     """What the reader has to know of the data."""
     findings = [Finding(code=code, message=text) for code, text in data.notes.items()]
+    if data.n_examples < FEW:
+        text = f"{data.n_examples} example(s): intervals from so few are rough"
+        findings.append(Finding(code="few_examples", message=text))
     if differing:
         text = "the checkpoints' own tokenizers or processors make different inputs of the same examples"
         findings.append(Finding(code="different_inputs", message=text))

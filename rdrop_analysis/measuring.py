@@ -46,12 +46,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found on one checkpoint, and the evidence behind it: `reader` says how its outputs were read."""
+    """What was found on one checkpoint, and the evidence behind it.
+
+    `reader` says how its outputs were read, `probes` which probes were run.
+    """
 
     result: CheckpointResult
     measurement: Measurement
     findings: list[Finding]
     reader: Reader
+    probes: list[str]
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -110,7 +114,7 @@ def measure_subject(
         for name, column in found.columns.items()
         for finding in _infinite(subject.name, name, column, reader.task.per)
     ]
-    return Measured(_result(subject, found), found, findings, reader)
+    return Measured(_result(subject, found), found, findings, reader, [probe.name for probe in chosen])
 
 
 def _hint(problem: Exception, reader: Reader) -> str:

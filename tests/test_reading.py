@@ -381,6 +381,28 @@ def test_each_length_has_a_batch_size_of_its_own(monkeypatch):
     assert [w.code for w in record.warnings] == ["batch_size_cut"]
 
 
+def test_a_run_whose_only_probe_has_nothing_to_say_is_a_result_all_the_same():
+    """No input of integers without an embedding has a Jacobian: no metric, and no crash."""
+    model = nn.Sequential(nn.Flatten(), Whole(), nn.Linear(3, C), nn.Dropout(0.2))
+    record = analyze(model, torch.randint(0, 5, (N, 3)), sub_models=2, probes="jacobian").record
+    assert record.checkpoints[0].metrics == {}
+    assert {"jacobian_unavailable", "few_examples"} <= {w.code for w in record.warnings}
+
+
+def test_the_record_names_the_probes_that_ran():
+    ids = torch.randint(0, 11, (N, L))
+    record = analyze(Language(), {"input_ids": ids}, sub_models=2, task="causal-lm").record
+    assert record.config["probes"] == ["pairwise_kl", "gap", "calibration", "jacobian", "prediction"]
+    assert analyze(Returns(), torch.randn(N, 3), sub_models=2).record.config["probes"] == [
+        *("pairwise_kl", "gap", "jacobian", "prediction")
+    ]
+
+
+class Whole(nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
 def test_hidden_states_are_no_scores():
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = transformers.BertConfig(vocab_size=11, **sizes)

@@ -96,7 +96,7 @@ def _changed(drawn: _Drawn, operator: str, other: Any) -> _Drawn | None:
         return _Drawn(drawn.key, share=drawn.offset)
     if not isinstance(other, int | float):
         return None
-    if operator in {"add", "sub"} and drawn.share is None:
+    if operator in {"add", "sub"}:
         return replace(drawn, offset=drawn.offset + (other if operator == "add" else -other))
     below = min(max(other - drawn.offset, 0.0), 1.0)
     share = {"lt": below, "le": below, "gt": 1 - below, "ge": 1 - below}.get(operator)

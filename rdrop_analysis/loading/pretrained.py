@@ -123,7 +123,7 @@ def _look_up(name: str) -> type[PreTrainedModel] | None:
 
 def _configuration(kind: type[PreTrainedModel], described: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration as an object of transformers; every class of a whole model has a class of it."""
-    made: PretrainedConfig = kind.config_class.from_dict(_without_code(described))  # type: ignore[union-attr]
+    made: PretrainedConfig = kind.config_class.from_dict(_without_code(described))  # type: ignore[union-attr]  # a class of a model has it
     return made
 
 

@@ -145,15 +145,18 @@ def _compared(record: RunRecord, reference: CheckpointResult, candidate: Checkpo
         own = candidate.metrics.get("epkl")
         if own is None or not is_number(own.estimate):
             return Verdict(name, "not measured", f"The EPKL of {ours} was not measured.")
-        sentence = f"{ours} was not compared with {theirs}: its EPKL of {format_estimate(own)} nats is of another kind."
-        return Verdict(name, "not compared", sentence.replace("nats", short_unit(record)))
+        unit = short_unit(record)  # per what differs between them
+        sentence = (
+            f"{ours} was not compared with {theirs}: its EPKL of {format_estimate(own)} {unit} is of another kind."
+        )
+        return Verdict(name, "not compared", sentence)
     outcome = outcome_of(found)
     claim = {
         "more consistent": f"{ours} is more consistent than {theirs}",
         "less consistent": f"{ours} is less consistent than {theirs}",
     }.get(outcome, f"No difference in consistency is shown between {ours} and {theirs}")
     numbers = _numbers(record, reference, candidate, found)
-    return Verdict(name, outcome, f"{claim}: {numbers}{_why_not(found)}.", _accuracy(record, name))
+    return Verdict(name, outcome, f"{claim}: {numbers}{_why_not(found)}.", _context(record, name))
 
 
 def outcome_of(comparison: Comparison) -> Outcome:
@@ -191,28 +194,25 @@ def _why_not(comparison: Comparison) -> str:
     return ""
 
 
-def _accuracy(record: RunRecord, candidate: str) -> str:
+def _context(record: RunRecord, candidate: str) -> str:
     """What the consistency comes with: a model that ignores its input is perfectly consistent."""
-    found = comparison_of(record, candidate, "accuracy_eval")
-    if found is None or not is_number(found.difference):
-        return _squared_error(record, candidate)
-    points = format_points(found.difference, found.low, found.high)
-    if not (is_number(found.low) and is_number(found.high)):
-        return f"Its eval accuracy differs by {points} percentage points."
-    if found.low <= 0 <= found.high:
-        return f"No difference in eval accuracy is shown ({points} percentage points)."
-    word = "higher" if found.difference > 0 else "lower"
-    return f"Its eval accuracy is {word} ({points} percentage points)."
+    for metric, called_so, shown, unit in _SCORES:
+        found = comparison_of(record, candidate, metric)
+        if found is not None and is_number(found.difference):
+            return _score(found, called_so, f"{shown(found.difference, found.low, found.high)}{unit}")
+    return ""
 
 
-def _squared_error(record: RunRecord, candidate: str) -> str:
-    """The same of a regression model: whether its error differs."""
-    found = comparison_of(record, candidate, "mse_eval")
-    if found is None or not is_number(found.difference):
-        return ""
-    numbers = format_parts(found.difference, found.low, found.high)
+def _score(found: Comparison, called_so: str, numbers: str) -> str:
+    """Whether a score differs, and which way."""
     if not (is_number(found.low) and is_number(found.high)):
-        return f"Its squared error differs by {numbers}."
+        return f"Its {called_so} differs by {numbers}."
     if found.low <= 0 <= found.high:
-        return f"No difference in squared error is shown ({numbers})."
-    return f"Its squared error is {'higher' if found.difference > 0 else 'lower'} ({numbers})."
+        return f"No difference in {called_so} is shown ({numbers})."
+    return f"Its {called_so} is {'higher' if (found.difference or 0) > 0 else 'lower'} ({numbers})."
+
+
+_SCORES = (
+    ("accuracy_eval", "eval accuracy", format_points, " percentage points"),
+    ("mse_eval", "squared error", format_parts, ""),
+)

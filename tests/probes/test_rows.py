@@ -354,7 +354,7 @@ def covered_share(counts_of, n, rounds=1500):
     ids=["equal", "uniform", "lognormal", "few long"],
 )
 def test_an_interval_covers_also_where_few_examples_have_most_of_the_rows(counts_of, n, least):
-    """Skewed means on few examples cost a little of the 95%; the plain delta method covers 86, 90 and 86% or less."""
+    """Skewed means on few examples cost a little of the 95%."""
     se = (0.95 * 0.05 / 1500) ** 0.5
     assert least - 3 * se < covered_share(counts_of, n) < 0.98
 
