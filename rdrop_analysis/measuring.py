@@ -16,7 +16,7 @@ from rdrop_analysis.recognising import recognise
 from rdrop_analysis.tasks import AUTO, Targets
 from rdrop_probes.batch import LayoutError
 from rdrop_probes.columns import Column
-from rdrop_probes.measure import NotFiniteError, measure
+from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
@@ -24,6 +24,7 @@ from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.statistics import metric
 from rdrop_probes.submodels import StrategyError
+from rdrop_probes.summing import NotFiniteError
 
 SAMPLE = 32  # examples that a model is looked at with at most before it is measured
 CUT = "the batch size was cut to the examples whose sums over sub-models fit into memory"

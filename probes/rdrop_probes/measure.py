@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from rdrop_probes.batch import Batch, LayoutError, take
+from rdrop_probes.batch import Batch, take
 from rdrop_probes.discovery import draws, find_sites
 from rdrop_probes.divergences import agree
 from rdrop_probes.families import CATEGORICAL, Family
@@ -17,12 +17,8 @@ from rdrop_probes.settings import Settings, effective
 from rdrop_probes.sharing import share_gradients
 from rdrop_probes.sites import Forward, SilentSiteError, SitePlan
 from rdrop_probes.state import flags, preserved
-from rdrop_probes.submodels import Chunk, SubModels, first_line
-from rdrop_probes.terms import BlockSums, EvalBatch, Term, rows_that_fit, vote
-
-
-class NotFiniteError(ValueError):
-    """The model's logits are NaN or +infinity."""
+from rdrop_probes.submodels import SubModels, first_line
+from rdrop_probes.summing import Summing
 
 
 def measure(
@@ -123,54 +119,15 @@ class _Pass:
             self._findings["uncontrolled_randomness"] = text
 
     def _batch(self, item: int, batch: Batch, plan: SitePlan, sub_models: SubModels) -> None:
-        terms = dict.fromkeys(t for p in self._probes for t in p.terms_for(labels=batch.labels is not None))
+        summing = Summing(batch, item, plan, sub_models, self._probes, self._family)
         outputs = batch.rows(sub_models.eval_logits(batch.inputs, batch.n, item))
-        if terms and not plan.erratic:
+        if summing.terms and not plan.erratic:
             self._check_silent(plan, batch)
-        for group in _groups(len(outputs), outputs.shape[-1]):
-            seen = self._seen(item, batch, outputs, group)
-            if terms:
-                self._sum(terms, seen, self._chunks(plan, sub_models, seen, batch, group))
+        for seen, votes in summing.run(outputs):
             self._predictions.append(seen.prediction.cpu())
+            if votes is not None:
+                self._votes.append(votes)
         self._gradients(item, batch, plan)
-
-    def _seen(self, item: int, batch: Batch, outputs: Tensor, group: slice) -> EvalBatch:
-        """What the eval model says of some of the batch's rows."""
-        logits = outputs[group].double()
-        owners, labels = batch.owners, batch.row_labels
-        expected = outputs.shape if self._family.name == "gaussian" else outputs.shape[:1]
-        if labels is not None and labels.shape != expected:
-            raise LayoutError(f"labels are {list(labels.shape)} where the model's outputs need {list(expected)}")
-        owners = None if owners is None else owners[group].to(logits.device)
-        labels = None if labels is None else labels[group].to(logits.device)
-        _check_finite(logits, batch.start, "the eval model", owners)
-        last = group.stop >= len(outputs)
-        normalised = self._family.normalised(logits)
-        n = None if owners is None else batch.n
-        return EvalBatch(item, batch.start, batch.inputs, logits, normalised, labels, owners, n, last, self._family)
-
-    def _sum(self, terms: dict[Term, None], seen: EvalBatch, chunks: Iterable[Chunk]) -> None:
-        """Sum the terms over the sub-models and let every probe take the sums."""
-        sums = BlockSums(terms, self._settings.sub_models, seen.logits.shape[-1])
-        for chunk in chunks:
-            sums.add(seen, chunk.start, chunk.logits, self._family.normalised(chunk.logits))
-        for probe in self._probes:
-            probe.update(seen, sums)
-        if vote in terms and seen.owners is None:
-            self._votes.append(sums.total()[vote].to("cpu", torch.int32))
-
-    def _chunks(
-        self, plan: SitePlan, sub_models: SubModels, seen: EvalBatch, batch: Batch, group: slice
-    ) -> Iterable[Chunk]:
-        """Checked logits [k, P, C] of all sub-models; without any site they are the eval model's."""
-        if not plan.stochastic:
-            yield Chunk(0, seen.logits.expand(self._settings.sub_models, -1, -1))
-            return
-        for chunk in sub_models.logits(batch.inputs, batch.n, seen.item):
-            for k, part in enumerate(batch.rows(chunk.logits), chunk.start):
-                logits = part[group].double()
-                _check_finite(logits, batch.start, f"sub-model {k}", seen.owners)
-                yield Chunk(k, logits[None])
 
     def _check_silent(self, plan: SitePlan, batch: Batch) -> None:
         """No batch may draw where the first did not: a branch may depend on the data."""
@@ -219,19 +176,3 @@ class _Pass:
         if self._votes:
             result.votes = torch.cat(self._votes)
         return result
-
-
-def _groups(rows: int, classes: int) -> Iterator[slice]:
-    """Rows in groups whose sums fit into memory; one empty group where there are none."""
-    size = rows_that_fit(classes)
-    for first in range(0, max(rows, 1), size):
-        yield slice(first, min(first + size, rows))
-
-
-def _check_finite(logits: Tensor, start: int, who: str, owners: Tensor | None) -> None:
-    """Minus infinity is a class ruled out; NaN and plus infinity are errors, as is a row of minus infinities."""
-    bad = (torch.isnan(logits) | torch.isposinf(logits)).any(-1) | torch.isneginf(logits).all(-1)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        example = start + (row if owners is None else int(owners[row]))
-        raise NotFiniteError(f"the logits of example {example} are not finite under {who}")

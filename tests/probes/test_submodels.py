@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from rdrop_probes.discovery import keeps_statistics
 from rdrop_probes.gap import Gap
 from rdrop_probes.jacobian import Jacobian
-from rdrop_probes.measure import NotFiniteError
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.statistics import mask_spread
+from rdrop_probes.summing import NotFiniteError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),  # torch's, of reentrant checkpoints
