@@ -1,4 +1,4 @@
-"""How many examples and sub-models at a time: as large as memory allows, for each shape that the examples come in."""
+"""How many examples at a time: as large as memory allows, for each shape that the examples come in."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from dataclasses import dataclass, replace
 from rdrop_analysis.data.examples import Batch, Data, named_tensors
 from rdrop_analysis.reading import Reader
 from rdrop_probes.batch import Batch as RowBatch
+from rdrop_probes.block_sums import rows_that_fit
 from rdrop_probes.footprint import largest_tensor
 from rdrop_probes.state import flags, preserved
-from rdrop_probes.terms import rows_that_fit
 
-NUMBERS_A_TENSOR = 2**24  # in the largest tensor of a batch, before sub-models multiply it
+NUMBERS_A_TENSOR = 2**22  # in the largest tensor of a batch: the system is slow to hand out larger pieces of memory
 MAX_BATCH = 256
-CHUNK = 8  # sub-models at a time at most, of a batch whose largest tensor is as large as may be
 LOOKED_AT = 2  # examples whose pass is weighed
 
 
 @dataclass(frozen=True)
 class Batching:
-    """Examples a batch, for each piece of the data; `chunk` sub-models at a time; whether the user's size was cut."""
+    """Examples a batch, for each piece of the data; whether the user's size was cut."""
 
     sizes: tuple[int, ...]
-    chunk: int
     cut: bool = False
 
     def batches(self, reader: Reader, data: Data) -> Iterator[RowBatch]:
@@ -33,13 +31,13 @@ class Batching:
 
 
 def batching(reader: Reader, data: Data, wanted: int | None) -> Batching:
-    """Batches whose largest tensor has at most 2^24 numbers and whose sums over sub-models fit into memory.
+    """Batches whose largest tensor has at most 2^22 numbers and whose sums over sub-models fit into memory.
 
     At most 256 examples, or the `wanted` number of them where that fits. Every shape is weighed by a pass over two
     examples: attention grows with the square of the length.
     """
     weighed: dict[object, tuple[float, int]] = {}
-    sizes, largest, cut = [], 1.0, False
+    sizes, cut = [], False
     for piece in data.pieces:
         shape = tuple(tensor.shape[1:] for tensor in named_tensors(piece.inputs).values())
         if shape not in weighed:
@@ -48,8 +46,7 @@ def batching(reader: Reader, data: Data, wanted: int | None) -> Batching:
         size = min(MAX_BATCH, int(NUMBERS_A_TENSOR // numbers)) if wanted is None else wanted
         cut |= wanted is not None and wanted > max(fitting, 1) and len(piece) > max(fitting, 1)
         sizes.append(max(1, min(size, fitting)))
-        largest = max(largest, numbers * min(sizes[-1], len(piece)))
-    return Batching(tuple(sizes), max(1, min(CHUNK, int(CHUNK * NUMBERS_A_TENSOR // largest))), cut)
+    return Batching(tuple(sizes), cut)
 
 
 def _weigh(reader: Reader, data: Data) -> tuple[float, int]:

@@ -375,7 +375,7 @@ def test_each_length_has_a_batch_size_of_its_own(monkeypatch):
     assert batching_module.batching(reader, data, None).sizes == (50, 2)
     monkeypatch.setattr(batching_module, "rows_that_fit", lambda classes: 200)
     cut = batching_module.batching(reader, data, 30)
-    assert (cut.sizes, cut.cut, cut.chunk) == ((30, 4), True, 4)
+    assert (cut.sizes, cut.cut) == ((30, 4), True)
     assert sum(batch.n for batch in cut.batches(reader, data)) == 80
     record = analyze(Long(), data, sub_models=2, task="tokens", batch_size=30, probes="pairwise_kl").record
     assert [w.code for w in record.warnings] == ["batch_size_cut"]

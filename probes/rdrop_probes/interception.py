@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from rdrop_probes.prefix import Player, Recorder
 
 aten = torch.ops.aten
 
@@ -95,25 +98,58 @@ class DrawInterceptor(TorchDispatchMode):
     is whether a batch normalisation had to be held in eval; autograd, above, does not know of it.
     """
 
-    def __init__(self, paths: ModulePaths, respond: Callable[[Draw, Tensor], None]) -> None:
+    def __init__(
+        self, paths: ModulePaths, respond: Callable[[Draw, Tensor], None], tape: Recorder | Player | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
         self._paths = paths
         self._respond = respond
         self._count: Counter[str] = Counter()
+        self._tape = tape
         self.froze = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Do without torch's wrapper that keeps its compiler away: it imports the compiler and slows every operator."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Answer random operators through the responder, pass every other through."""
         kwargs = kwargs or {}
-        if func.name() in _COMPOSITE:  # under inference_mode these arrive before they are taken apart
+        kind = _kind(func)
+        if kind == "composite":  # under inference_mode these arrive before they are taken apart
             with self:
                 return func.decompose(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded not in func.tags or not _draws(func, args, kwargs):
+        if kind == "random" and _draws(func, args, kwargs):
+            return self._drawn(func, args, kwargs)
+        if kind == "batch norm":
             frozen = _frozen(func, args)
             self.froze |= frozen is not args
-            return self.pass_through(func, frozen, kwargs)
+            args = frozen
+        if self._tape is not None:
+            return self._taped(self._tape, func, args, kwargs)
+        return self.pass_through(func, args, kwargs)
+
+    def pass_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator that draws nothing."""
+        return func(*args, **kwargs)
+
+    def _taped(self, tape: Recorder | Player, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the first draw: note the operator, or hand out what was noted."""
+        if isinstance(tape, Recorder):
+            return tape(self.pass_through, func, args, kwargs)
+        if tape.done:
+            self._tape = None
+            return self.pass_through(func, args, kwargs)
+        return tape(self.pass_through, func, args, kwargs)
+
+    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer a random operator."""
+        if self._tape is not None:
+            self._tape.first_draw()
+            self._tape = None
         if func is aten.native_dropout.default:
             return self._native_dropout(*args)
         kwargs = {name: None if name == "generator" else value for name, value in kwargs.items()}  # ours is used
@@ -122,10 +158,6 @@ class DrawInterceptor(TorchDispatchMode):
             return self._other(func, args, kwargs)
         self._answer(str(func.overloadpacket.__name__), *prepared)
         return prepared[0]
-
-    def pass_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator that draws nothing."""
-        return func(*args, **kwargs)
 
     def _answer(self, operator: str, out: Tensor, keep: Keep, fill: Fill) -> None:
         path = self._paths.current
@@ -150,9 +182,19 @@ class DrawInterceptor(TorchDispatchMode):
             return func(*args, **kwargs)
 
 
+@cache
+def _kind(func: Any) -> str:
+    """What has to be done about an operator; empty if nothing."""
+    if func.name() in _COMPOSITE:
+        return "composite"
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return "random"
+    return "batch norm" if func.overloadpacket.__name__ in _BATCH_NORMS else ""
+
+
 def _frozen(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments of a batch normalisation that has running statistics, with training off: it stays in eval."""
-    if func.overloadpacket.__name__ not in _BATCH_NORMS or args[3] is None or not args[5]:
+    if args[3] is None or not args[5]:
         return args
     return (*args[:5], False, *args[6:])
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 
 from rdrop_probes.masks import Masks
 from rdrop_probes.sites import SitePlan
-from rdrop_probes.submodels import Strategy
+from rdrop_probes.strategies import Strategy
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure: number of sub-models K, seed, masks, strategy, sub-models at a time under vmap."""
+    """How to measure: number of sub-models K, seed, masks, strategy, sub-models at a time (None: what fits)."""
 
     sub_models: int = 32
     seed: int = 0
     masks: Masks = "per-example"
     strategy: Strategy = "auto"
-    chunk: int = 8
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if self.sub_models < 2:

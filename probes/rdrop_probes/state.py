@@ -98,6 +98,7 @@ class Buffers:
 
     def __init__(self, model: nn.Module) -> None:
         self.changed: set[str] = set()
+        self._looked = False
         self._found = [
             (f"{path}.{name}".lstrip("."), module, name, buffer, buffer.clone())
             for path, module in model.named_modules()
@@ -106,15 +107,21 @@ class Buffers:
         ]
 
     def restore(self) -> None:
-        """Put back every tensor and value; `changed` remembers the names of those that needed it."""
+        """Put back every tensor and value; `changed` remembers the names of those that needed it.
+
+        Off the processor values are put back unseen after the first time: looking would wait for the device.
+        """
         for path, module, name, buffer, value in self._found:
             if module._buffers.get(name) is not buffer:
                 self.changed.add(path)
                 module._buffers[name] = buffer
-            if not torch.equal(buffer, value):  # by value: changes through .data leave no other trace
-                self.changed.add(path)
+            seen = buffer.device.type == "cpu" or not self._looked
+            if not seen or not torch.equal(buffer, value):  # by value: changes through .data leave no other trace
+                if seen:
+                    self.changed.add(path)
                 with torch.no_grad():
                     buffer.copy_(value)
+        self._looked = True
 
 
 @contextmanager

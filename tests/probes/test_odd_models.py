@@ -33,7 +33,7 @@ from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.statistics import mask_spread
-from rdrop_probes.submodels import StrategyError
+from rdrop_probes.strategies import StrategyError
 
 
 def only_small_batches(m, x):

@@ -90,7 +90,7 @@ def test_vmap_and_loop_draw_the_same_masks(measured, case, model):
 @pytest.mark.parametrize("name", ["modules", "functional", "feature maps beside batch norm", "weights"])
 def test_common_models_run_under_vmap(measured, name):
     case = CASES[name]
-    found = measured(case.build().eval(), case.inputs(), [PairwiseKL], sub_models=4)
+    found = measured(case.build().eval(), case.inputs(), [PairwiseKL], sub_models=4, strategy="vmap")
     assert found.strategy.startswith("vmap"), found.strategy
 
 
@@ -277,9 +277,9 @@ def collected(measured):
     """Logits [K, N, C] of all sub-models."""
     parts: list[Tensor] = []
 
-    def keep(_batch, logits, _log_p):
-        parts.append(logits)
-        return logits[..., 0]
+    def keep(seen):
+        parts.append(seen.logits)
+        return seen.logits[..., 0]
 
     class Keep(Gap):
         terms = (*Gap.terms, keep)

@@ -1,0 +1,155 @@
+"""How sub-models are run: vmap, folded into the batch, or one at a time; decided by trying on the user's own model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rdrop_probes.divergences import agree
+from rdrop_probes.passes import Examples, Passes, Suffix
+
+Strategy = Literal["auto", "vmap", "fold", "loop"]
+NUMBERS_AT_A_TIME = 2**20  # in the largest tensor of a chunk: on CPU it should stay in the cache
+NUMBERS_ON_A_DEVICE = 2**28
+TRIED = 4  # sub-models that a strategy is timed with at most
+LOOKED_AT = 4  # examples whose replayed passes are compared with whole ones
+START = 1e-5  # seconds to start an operator, about: what running many sub-models at a time saves on CPU
+WORTH = 0.2  # share of a pass, from which that is worth trying
+
+
+class StrategyError(ValueError):
+    """The strategy that was insisted on cannot run the model, or not rightly."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy, how many sub-models it runs at a time, why, and what was timed: seconds a sub-model by strategy."""
+
+    strategy: Literal["vmap", "fold", "loop"]
+    chunk: int = 1
+    reason: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        at_a_time = f", {self.chunk} sub-models at a time" if self.chunk > 1 else ""
+        return f"{self.strategy}{at_a_time}" + (f": {self.reason}" if self.reason else "")
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, from which `Choice(**data)` makes it again."""
+        return {**asdict(self), "seconds": dict(self.seconds)}
+
+
+def choose(
+    passes: Passes, examples: Examples, *, wanted: Strategy, count: int, needs_loop: str, chunk: int | None
+) -> Choice:
+    """Try the strategies on a batch and take the fastest of those that give what the loop gives.
+
+    `wanted` insists on one, `chunk` on so many sub-models at a time. `needs_loop` says why only the loop can do.
+
+    Raises:
+        StrategyError: what is insisted on does not give what the loop gives.
+    """
+    _check_replay(passes, examples)
+    if wanted == "loop" or needs_loop:
+        if wanted not in ("loop", "auto"):
+            raise StrategyError(f"the strategy {wanted} does not do for this model: {needs_loop}")
+        return Choice("loop", reason=needs_loop)
+    suffix = passes.weigh_suffix(examples)
+    chunk = chunk or _fitting(suffix, count, _device(examples))
+    if wanted == "auto" and (reason := _not_worth_it(passes, examples, suffix, chunk)):
+        return Choice("loop", reason=reason)
+    return _fastest(passes, examples, wanted, max(chunk, 2), count)
+
+
+def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int) -> Choice:
+    tried = min(chunk, TRIED)
+    expected = [passes.one(examples, k) for k in range(2)]
+    seconds = {"loop": _time(lambda: [passes.one(examples, k) for k in range(2)], examples) / 2}
+    passes.forget()
+    prefix = max(0.0, _time(lambda: passes.one(examples, 0), examples) - seconds["loop"])
+    ways = {"vmap": passes.vmapped, "fold": passes.folded}
+    problems: dict[str, str] = {}
+    for name, run in ways.items():
+        if wanted not in ("auto", name):
+            continue
+        way = partial(run, examples, range(tried))
+        if problem := _problem(name, way, expected):
+            problems[name] = problem
+        else:
+            own_prefix = prefix * chunk / count if name == "fold" else 0.0  # of as many examples as are folded
+            seconds[name] = _time(way, examples) / tried + own_prefix
+    if wanted != "auto":
+        if wanted in problems:
+            raise StrategyError(f"the strategy {wanted} does not do for this model: {problems[wanted]}")
+        return Choice(wanted, chunk, "as asked", seconds)
+    best = min(seconds, key=lambda name: seconds[name])
+    reason = "; ".join(["the fastest on the first batch" if len(seconds) > 1 else "", *problems.values()]).strip("; ")
+    return Choice(best, 1 if best == "loop" else chunk, reason, seconds)  # type: ignore[arg-type] # one of the names
+
+
+def _problem(name: str, run: Callable[[], Tensor], expected: list[Tensor]) -> str:
+    """Why a strategy does not do; empty if it does."""
+    try:
+        found = run()
+    except Exception as error:  # whatever a model does that a strategy cannot, the loop can
+        return f"{name} cannot run this model: {first_line(error.__cause__ or error)}"
+    if agree(found[: len(expected)], torch.stack(expected)):
+        return ""
+    return f"{name} does not reproduce the loop on the first batch"
+
+
+def _check_replay(passes: Passes, examples: Examples) -> None:
+    """Replay prefixes only where that gives what whole passes give."""
+    if not passes.replay:
+        return
+    few = examples.first(LOOKED_AT)
+    if not all(agree(passes.one(few, k), passes.one(few, k, replay=False)) for k in range(2)):
+        passes.replay = False
+    passes.forget()
+
+
+def _not_worth_it(passes: Passes, examples: Examples, suffix: Suffix, chunk: int) -> str:
+    """Why running many sub-models at a time has nothing to save; empty if it may have."""
+    if chunk == 1:
+        return "one sub-model at a time fills the cache"
+    if _device(examples).type != "cpu":
+        return ""
+    seconds = _time(lambda: passes.one(examples, 0), examples)
+    return "its passes are long beside the time to start their operators" * (suffix.operators * START < WORTH * seconds)
+
+
+def _fitting(suffix: Suffix, count: int, device: torch.device) -> int:
+    """How many sub-models to run at a time: what they make after the first draw should stay in the cache."""
+    numbers = NUMBERS_AT_A_TIME if device.type == "cpu" else NUMBERS_ON_A_DEVICE
+    most = max(1, min(count, numbers // suffix.largest))
+    chunks = -(-count // most)
+    return -(-count // chunks)  # chunks of nearly equal size
+
+
+def _time(run: Callable[[], object], examples: Examples) -> float:
+    device = _device(examples)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _device(examples: Examples) -> torch.device:
+    inputs = examples.inputs
+    tensors = inputs.values() if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else [inputs])
+    device: torch.device = next(iter(tensors)).device
+    return device
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong in one line; the kind of error where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
