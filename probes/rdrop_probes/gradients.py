@@ -2,130 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from rdrop_probes.directions import sampled_scores, scores, sphere, units
+from rdrop_probes.example_numbers import ExampleNumbers, Purpose
 from rdrop_probes.families import CATEGORICAL, Family, Gaussian
 from rdrop_probes.sites import SiteKey
 
 MAX_EXACT_CLASSES = 64
 SAMPLED_CLASSES = 16
+BLOCK = 128  # squares added up in single precision before double precision takes over
 
 
 @dataclass(frozen=True)
 class Row:
-    """Gradient of log p(y) for one choice of y in every row of the output.
+    """Gradients of log p(y), for k choices of y at once, each the same in all rows of the output.
+
+    Where expectations over y are sampled they are of scaled log p(y), whose squares are right in expectation.
 
     Attributes:
-        weight: [N], the weight of this y in E_{y~p}. p: [P], its probability (1 for a Gaussian).
-        possible: [P], False where the logit is minus infinity and the gradient is given as 0.
-        inputs: [N, D] or None. sites: [N, ...] by site, derivative with respect to the mask.
+        weight: [k, N], the weight of each in E_{y~p}.
+        possible: [k, P], False where the logit is minus infinity and the gradient is given as 0.
+        inputs: [k, N, D] or None. sites: [k, N, ...] by site, derivative with respect to the mask.
     """
 
     weight: Tensor
-    p: Tensor
     possible: Tensor
     inputs: Tensor | None
     sites: dict[SiteKey, Tensor]
-
-
-@dataclass
-class GradientPass:
-    """The differentiable eval pass over one batch.
-
-    Attributes:
-        logits: [P, C] with its graph. leaf: what gradients are taken with respect to, [N, ...]; None if the
-            model's input is not differentiable. sites: results of the masks' multiplications.
-        unpredictable: why a site has no gradient, by site.
-        n: number of examples N. owners: [P], the example of each row; None where each example is one row.
-        family: what a row's scores stand for.
-    """
-
-    logits: Tensor
-    leaf: Tensor | None
-    sites: dict[SiteKey, NotedMask]
-    unpredictable: dict[SiteKey, str]
-    generator: torch.Generator = field(repr=False)
-    n: int
-    owners: Tensor | None = None
-    family: Family = CATEGORICAL
-
-    @property
-    def exact(self) -> bool:
-        """Whether expectations over y run over all classes."""
-        return self.owners is None and self.logits.shape[1] <= MAX_EXACT_CLASSES
-
-    @property
-    def weights(self) -> Tensor | None:
-        """How many rows each example has [N]; None where each is one."""
-        return None if self.owners is None else torch.bincount(self.owners, minlength=self.n).double()
-
-    def by_row(self, totals: Tensor) -> Tensor:
-        """Totals [N] over the rows of each example as means; NaN for an example without rows."""
-        return totals if self.weights is None else totals / self.weights
-
-    def gradient(self, scalar: Tensor) -> Tensor | None:
-        """Gradient [N, D] of a sum over examples with respect to the input."""
-        if self.leaf is None:
-            return None
-        (gradient,) = torch.autograd.grad(scalar, self.leaf, retain_graph=True)
-        return gradient.detach().reshape(self.n, -1)
-
-    def rows(self) -> Iterator[Row]:
-        """Gradients whose weighted squares add up to E_{y~p} |d log p(y)|^2, summed over the rows of an example.
-
-        For every class weighted by p(y), or for classes sampled from p. Where an example has several rows, y is
-        sampled in each independently: scores d log p(y) have mean 0, so that the square of their sum is in
-        expectation the sum of their squares.
-        """
-        if not len(self.logits):
-            return
-        if isinstance(self.family, Gaussian):
-            yield from self._gaussian_rows(self.family.variance)
-            return
-        log_p = torch.log_softmax(self.logits, -1)
-        p = log_p.detach().exp()
-        for y, weight in self._choices(p):
-            chosen = log_p.gather(1, y[:, None]).squeeze(1)
-            yield self._row(chosen, weight, p.gather(1, y[:, None]).squeeze(1))
-
-    def _gaussian_rows(self, variance: float) -> Iterator[Row]:
-        """|d log p(y)|^2 is in expectation the sum over outputs of |d output|^2 / variance."""
-        one = torch.ones(len(self.logits), device=self.logits.device, dtype=torch.float64)
-        if self.exact:
-            for output in self.logits.unbind(1):
-                yield self._row(output, one / variance, one)
-            return
-        for _ in range(SAMPLED_CLASSES):
-            v = torch.randn(self.logits.shape, generator=self.generator, dtype=torch.float32).to(self.logits)
-            yield self._row((v * self.logits).sum(1), one / (SAMPLED_CLASSES * variance), one)
-
-    def _choices(self, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        rows = len(p)
-        if self.exact:
-            for c in range(p.shape[1]):
-                yield torch.full((rows,), c, device=p.device), p[:, c]
-            return
-        drawn = torch.multinomial(p.cpu(), SAMPLED_CLASSES, replacement=True, generator=self.generator).to(p.device)
-        for y in drawn.T:
-            yield y, torch.full((rows,), 1 / SAMPLED_CLASSES, device=p.device, dtype=p.dtype)
-
-    def _row(self, chosen: Tensor, weight: Tensor, p: Tensor) -> Row:
-        keys = list(self.sites)
-        wanted = [self.sites[key].out for key in keys] + ([] if self.leaf is None else [self.leaf])
-        possible = ~torch.isneginf(chosen.detach())
-        total = torch.where(possible, chosen, 0.0).sum()
-        found = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
-        by_site = {key: self.sites[key].mask_gradient(g) for key, g in zip(keys, found, strict=False) if g is not None}
-        leaf = None if self.leaf is None or found[-1] is None else found[-1].detach().reshape(self.n, -1)
-        return Row(self._by_example(weight), p, possible, leaf, by_site)
-
-    def _by_example(self, weight: Tensor) -> Tensor:
-        """Weights [N], which are alike in all rows where an example has several."""
-        return weight if self.owners is None else weight[:1].expand(self.n)
 
 
 @dataclass(frozen=True)
@@ -137,8 +46,147 @@ class NotedMask:
     batch_dim: int
     n: int
 
-    def mask_gradient(self, gradient: Tensor) -> Tensor:
-        """Derivative with respect to the mask, examples first: [N, mask elements of one example]."""
-        derivative = (gradient * self.out.detach()).sum_to_size(self.mask_shape)
-        by_example: Tensor = derivative.unflatten(self.batch_dim, (self.n, -1)).movedim(self.batch_dim, 0)
-        return by_example.reshape(self.n, -1)
+    def mask_gradient(self, gradients: Tensor) -> Tensor:
+        """Derivatives with respect to the mask [k, N, mask elements of one example] from those of the result."""
+        missing = self.out.dim() - len(self.mask_shape)
+        shape = (len(gradients), *[1] * missing, *self.mask_shape)
+        derivative = (gradients * self.out.detach()).sum_to_size(shape)
+        place = 1 + missing + self.batch_dim
+        by_example: Tensor = derivative.unflatten(place, (self.n, -1)).movedim(place, 1)
+        return by_example.reshape(len(gradients), self.n, -1)
+
+
+@dataclass
+class GradientPass:
+    """The differentiable eval pass over `n` examples, of which the first is number `start`.
+
+    Attributes:
+        logits: [P, C] with its graph. leaf: what gradients are taken with respect to, [N, ...]; None if the
+            model's input is not differentiable. sites: results of the masks' multiplications.
+        unpredictable: why a site has no gradient, by site.
+        owners: [P], the example of each row; None where each example is one row.
+        family: what a row's scores stand for.
+        seed: random numbers follow from it and from the example.
+        directions: how many are pulled back at a time.
+    """
+
+    logits: Tensor
+    leaf: Tensor | None
+    sites: dict[SiteKey, NotedMask]
+    unpredictable: dict[SiteKey, str]
+    n: int
+    start: int = 0
+    owners: Tensor | None = None
+    family: Family = CATEGORICAL
+    seed: int = 0
+    directions: int = 1
+
+    def __post_init__(self) -> None:
+        if self.owners is not None:
+            self.owners = self.owners.to(self.logits.device)
+
+    @property
+    def sampled(self) -> str:
+        """Why expectations over y are sampled; empty where they run over all classes."""
+        if self.owners is not None:
+            return "an example has several rows (tokens, labels)"
+        return f"there are more than {MAX_EXACT_CLASSES} outputs" if self.logits.shape[1] > MAX_EXACT_CLASSES else ""
+
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """How many rows each example has [N]; None where each is one."""
+        return None if self.owners is None else torch.bincount(self.owners, minlength=self.n).double()
+
+    @cached_property
+    def p(self) -> Tensor:
+        """Probabilities [P, C] in float64."""
+        return self.logits.detach().double().softmax(-1)
+
+    def numbers(self, purpose: Purpose) -> ExampleNumbers:
+        """Random numbers for the rows."""
+        counts = [1] * self.n if self.weights is None else [int(count) for count in self.weights.tolist()]
+        return ExampleNumbers(self.seed, self.start, counts, purpose)
+
+    def pull(self, directions: Tensor) -> Tensor | None:
+        """J^T w [k, N, D] for directions w [k, P, C], J the Jacobian with respect to the input."""
+        return None if self.leaf is None else self._by_example(self._pulled(directions, [self.leaf])[0])
+
+    def rows(self) -> Iterator[Row]:
+        """Gradients whose weighted squares add up to E_{y~p} |d log p(y)|^2, summed over the rows of an example.
+
+        For every class weighted by p(y), or for sampled classes. Where an example has several rows, y is sampled in
+        each independently: the square of a sum of independent gradients of mean 0 is in expectation the sum of their
+        squares. For a Gaussian, |d log p(y)|^2 is in expectation the sum over outputs of |d output|^2 / variance.
+        """
+        if self.sampled:
+            directions = self._sampled_directions()
+            weight = 1 / SAMPLED_CLASSES / (self.family.variance if isinstance(self.family, Gaussian) else 1)
+            for w in directions:
+                yield self._row(
+                    w, w.new_full((len(w), self.n), weight, dtype=torch.float64), torch.ones_like(w[..., 0]).bool()
+                )
+            return
+        for classes in _ranges(self.logits.shape[1], self.directions):
+            yield self._exact(classes)
+
+    def _sampled_directions(self) -> Iterator[Tensor]:
+        like, numbers = self.logits.detach(), self.numbers("classes")
+        if isinstance(self.family, Gaussian):
+            return sphere(like, numbers, SAMPLED_CLASSES, self.directions)
+        return sampled_scores(self.p, like, numbers, SAMPLED_CLASSES, self.directions)
+
+    def _exact(self, classes: range) -> Row:
+        chosen = self.logits.detach()[:, classes.start : classes.stop].T  # [k, N]
+        possible = ~torch.isneginf(chosen)
+        if isinstance(self.family, Gaussian):
+            weight = torch.full_like(chosen, 1 / self.family.variance, dtype=torch.float64)
+            return self._row(units(self.logits.detach(), classes), weight, possible)
+        p = self.p
+        directions = torch.where(possible[..., None], scores(p, classes), 0.0).to(self.logits.dtype)
+        return self._row(directions, p[:, classes.start : classes.stop].T, possible)
+
+    def everywhere(self, directions: Tensor) -> list[Tensor | None]:
+        """Gradients [k, ...] with respect to the result of every mask, then to the leaf, for directions [k, P, C]."""
+        wanted = [noted.out for noted in self.sites.values()] + ([] if self.leaf is None else [self.leaf])
+        return self._pulled(directions, wanted)
+
+    def _row(self, directions: Tensor, weight: Tensor, possible: Tensor) -> Row:
+        found = self.everywhere(directions)
+        sites = zip(self.sites.items(), found, strict=False)
+        by_site = {key: noted.mask_gradient(g) for (key, noted), g in sites if g is not None}
+        return Row(weight, possible, None if self.leaf is None else self._by_example(found[-1]), by_site)
+
+    def _pulled(self, directions: Tensor, wanted: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients [k, ...] with respect to each of `wanted`; None for those that the logits do not depend on."""
+        if self.directions > 1 and len(directions) > 1:
+            return list(
+                torch.autograd.grad(
+                    self.logits, wanted, directions, retain_graph=True, allow_unused=True, is_grads_batched=True
+                )
+            )
+        one_by_one = [
+            torch.autograd.grad(self.logits, wanted, w, retain_graph=True, allow_unused=True) for w in directions
+        ]
+        return [None if found[0] is None else _stacked(found) for found in zip(*one_by_one, strict=True)]
+
+    def _by_example(self, found: Tensor | None) -> Tensor | None:
+        return None if found is None else found.detach().reshape(len(found), self.n, -1)
+
+
+def squares(x: Tensor) -> Tensor:
+    """Sum of squares over the last dimension, float64, without a copy of `x` in double precision."""
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    whole = x.shape[-1] // BLOCK * BLOCK
+    blocks = torch.linalg.vector_norm(x[..., :whole].unflatten(-1, (-1, BLOCK)), dim=-1).double().square().sum(-1)
+    total: Tensor = blocks + torch.linalg.vector_norm(x[..., whole:], dim=-1).double().square()
+    return total
+
+
+def _stacked(found: Sequence[Tensor]) -> Tensor:
+    return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(list(found))
+
+
+def _ranges(count: int, at_a_time: int) -> Iterator[range]:
+    for first in range(0, count, at_a_time):
+        yield range(first, min(first + at_a_time, count))

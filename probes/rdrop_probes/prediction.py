@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdrop_probes.columns import Column, ColumnSet, plain
-from rdrop_probes.gradients import GradientPass, Row
+from rdrop_probes.columns import Column, ColumnSet, State, plain
+from rdrop_probes.gradients import GradientPass, Row, squares
 from rdrop_probes.probe import GradientFold, Outcome, Probe
 from rdrop_probes.records import SitePrediction
+from rdrop_probes.sampling import RunningMean, Sampled, sampling_findings
 from rdrop_probes.sites import SiteKey, SitePlan
 from rdrop_probes.statistics import metric, ratio_column
 
@@ -36,7 +37,9 @@ class Prediction(Probe):
 
     def __init__(self) -> None:
         super().__init__()
+        self.sampling = ColumnSet()
         self._by_site = ColumnSet()
+        self._sampled = ""
         self._unpredictable: dict[SiteKey, str] = {}
         self._plan: SitePlan | None = None
 
@@ -48,24 +51,45 @@ class Prediction(Probe):
     def fold(self, gradients: GradientPass) -> GradientFold:
         """Take the rows with respect to masks."""
         self._unpredictable |= gradients.unpredictable
+        self._sampled = self._sampled or gradients.sampled
         return _Fold(self, gradients)
 
-    def keep(self, by_site: Mapping[SiteKey, Tensor], n: int, weights: Tensor | None) -> None:
-        """Keep E_{y~p} sum_i (d log p(y) / d m_i)^2 of one batch, [N] by site, means over `weights` rows."""
-        total = torch.zeros(n, dtype=torch.float64)
-        for key, squares in by_site.items():
-            rate = self._rate(key)
-            predicted = (rate / (1 - rate) * squares).cpu()  # 2 R_site
-            self._by_site.add(_label(key), plain(predicted, weights=weights, floor=0.0))
-            total += predicted
+    def keep(self, by_site: Mapping[SiteKey, Sampled], total: Sampled, weights: Tensor | None) -> None:
+        """Keep 2 R_site [N] of one batch by site, and their sum: means over `weights` rows."""
+        for key, found in by_site.items():
+            self._by_site.add(_label(key), plain(found.values, weights=weights, floor=0.0))
         if by_site or not (self._plan and self._plan.stochastic):  # where nothing is predicted, 0 would be a lie
-            self.kept.add("predicted_epkl", plain(total, weights=weights, floor=0.0))
+            self.kept.add("predicted_epkl", plain(total.values, weights=weights, floor=0.0))
+            if self._sampled:
+                self.sampling.add("predicted_epkl", plain(total.variance, weights=weights))
+
+    def rate(self, key: SiteKey) -> float:
+        """The drop probability of a predicted site."""
+        rate = self._plan.sites[key].rate if self._plan else None
+        if rate is None:
+            raise RuntimeError(f"site {_label(key)} has no rate")
+        return rate
 
     def merge(self, other: Prediction) -> None:
         """Append another worker's examples."""
         super().merge(other)
+        self.sampling.merge(other.sampling)
         self._by_site.merge(other._by_site)
         self._unpredictable |= other._unpredictable
+        self._sampled = self._sampled or other._sampled
+
+    def state(self) -> State:
+        """What is kept, as plain data."""
+        own = {"sampling": self.sampling.state(), "by_site": self._by_site.state(), "sampled": self._sampled}
+        reasons = [[*key, reason] for key, reason in self._unpredictable.items()]
+        return super().state() | own | {"unpredictable": reasons}
+
+    def restore(self, state: State) -> None:
+        """Take back what :meth:`state` gave."""
+        super().restore(state)
+        self.sampling, self._by_site = (ColumnSet.restored(state[name]) for name in ("sampling", "by_site"))
+        self._sampled = state["sampled"]
+        self._unpredictable = {(path, ordinal): reason for path, ordinal, reason in state["unpredictable"]}
 
     def derive(self, columns: Mapping[str, Column]) -> dict[str, Column]:
         """Measured over predicted, where every site is predicted."""
@@ -84,6 +108,7 @@ class Prediction(Probe):
         findings = {}
         if self._unpredictable:
             findings["not_predicted"] = f"predicted EPKL leaves out {_left_out(self._unpredictable)}"
+        findings |= sampling_findings(self._sampled, "sampled_predictions", self.sampling, self.kept)
         return Outcome(self.kept, {"site_predictions": lines}, findings)
 
     def _line(self, key: SiteKey, total: float) -> SitePrediction:
@@ -94,31 +119,31 @@ class Prediction(Probe):
         share = found.estimate / total if found.estimate is not None and total > 0 else None
         return SitePrediction(site=label, predicted=found.estimate, low=found.low, high=found.high, share=share)
 
-    def _rate(self, key: SiteKey) -> float:
-        rate = self._plan.sites[key].rate if self._plan else None
-        if rate is None:
-            raise RuntimeError(f"site {_label(key)} has no rate")
-        return rate
-
 
 class _Fold(GradientFold):
-    """E_{y~p} of squared mask derivatives, one sum a site."""
+    """2 R_site: E_{y~p} of squared mask derivatives, times q / (1 - q)."""
 
     def __init__(self, probe: Prediction, gradients: GradientPass) -> None:
         self._probe = probe
         self._gradients = gradients
-        zero = torch.zeros(gradients.n, dtype=torch.float64, device=gradients.logits.device)
-        self._sums = {key: zero.clone() for key in gradients.sites}
+        self._factors = {key: rate / (1 - rate) for key in gradients.sites for rate in (probe.rate(key),)}
+        self._sums = {key: RunningMean() for key in gradients.sites}
+        self._total = RunningMean()
 
     def add(self, row: Row) -> None:
         """Add the weighted squares."""
-        for key, derivative in row.sites.items():
-            self._sums[key] += row.weight.double() * derivative.double().square().sum(1)
+        total = torch.zeros_like(row.weight, dtype=torch.float64)
+        for key, factor in self._factors.items():
+            found = row.weight * factor * squares(row.sites[key]) if key in row.sites else torch.zeros_like(total)
+            self._sums[key].add(found)
+            total += found
+        self._total.add(total)
 
     def close(self) -> None:
         """Hand the sums to the probe."""
-        by_row = {key: self._gradients.by_row(total) for key, total in self._sums.items()}
-        self._probe.keep(by_row, self._gradients.n, self._gradients.weights)
+        weights = self._gradients.weights
+        by_site = {key: sums.total().over(weights) for key, sums in self._sums.items()}
+        self._probe.keep(by_site, self._total.total().over(weights), weights)
 
 
 def _label(key: SiteKey) -> str:

@@ -89,22 +89,22 @@ def test_beyond_64_classes_the_spectral_norm_converges_to_the_singular_value(mea
     model, x = build(70).double().eval(), inputs()[:2]
     found = measured(model, x, [Jacobian], sub_models=2).columns["jacobian_spectral"].values
     exact = np.array(exact_norms(model, x)["jacobian_spectral"])
-    # power iteration approaches from below; 30 steps leave the ratio of the two largest to the power of 60
-    assert found == pytest.approx(exact, rel=2e-2)
+    # Lanczos steps approach from below
+    assert found == pytest.approx(exact, rel=1e-2)
     assert (found <= exact * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("name", ["mlp", "embedding"])
-def test_beyond_64_classes_projections_are_unbiased(measured, z_score, name):
+def test_beyond_64_classes_norms_and_the_fisher_trace_are_unbiased(measured, z_score, name):
     """The same example many times: draws of the estimator around one true value."""
     build, inputs = MODELS[name]
     model, x = build(70).double().eval(), inputs()[:1]
     expected = exact_norms(model, x)
     found = measured(model, x.expand(640, *x.shape[1:]), [Jacobian], sub_models=2).columns
     for norm in ("jacobian_logits", "jacobian_probs"):
-        assert abs(z_score(found[norm].values ** 2, expected[norm][0] ** 2)) < 4
-        # the root of an unbiased square is a little small: by an eighth of the square's variance, 2 / 16 at most
-        assert found[norm].values.mean() == pytest.approx(expected[norm][0], rel=0.02)
+        values = found[norm].values / expected[norm][0]
+        # the root of a noisy square is corrected to second order; squares vary by 2 / 8 at most
+        assert abs(values.mean() - 1) < 4 * values.std() / len(values) ** 0.5 + 0.01
     assert abs(z_score(found["jacobian_fisher"].values, expected["jacobian_fisher"][0])) < 4
 
 
