@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -21,21 +22,24 @@ from rdrop_analysis.assembling import (
     per_example_table,
     run_findings,
     said_once,
-    tool_version,
 )
-from rdrop_analysis.errors import INTERRUPTED, CheckpointError, DataError, RDropAnalysisError, UsageError
-from rdrop_analysis.files import printable
+from rdrop_analysis.errors import INTERRUPTED, CheckpointError, RDropAnalysisError, UsageError
 from rdrop_analysis.gallery import most_inconsistent
+from rdrop_analysis.identity import tool_version
+from rdrop_analysis.journal import JournalError
 from rdrop_analysis.measuring import Measured, measure_subject
 from rdrop_analysis.results import Results
 from rdrop_analysis.sources import Source
 from rdrop_analysis.subjects import Entry, Models, entries
 from rdrop_analysis.tasks import AUTO, TASKS
+from rdrop_analysis.work import Place
+from rdrop_analysis.workers import local_rank, unexpected
+from rdrop_probes.items import PartDone
 from rdrop_probes.masks import Masks
 from rdrop_probes.records import SCHEMA_VERSION, Failure, RunRecord, Unit
 from rdrop_probes.settings import Settings
 from rdrop_probes.statistics import LEVEL
-from rdrop_probes.submodels import Strategy
+from rdrop_probes.strategies import Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +64,9 @@ def analyze(
     unit: Unit = "nats",
     trust_code: bool = False,
     keep_going: bool = False,
+    resume: str | Path | None = None,
     progress: Progress = lambda *_: None,
+    place: Place | None = None,
 ) -> Results:
     """Measure the train/inference inconsistency of models trained with dropout.
 
@@ -85,7 +91,10 @@ def analyze(
         unit: what divergences are shown in.
         trust_code: read pickled modules and TorchScript, which run code of theirs when read.
         keep_going: collect the failures of single checkpoints in `Results.record.failures` and go on.
+        resume: a directory in which finished work items are kept as the run goes; the same call goes on from there, to
+            the same numbers bit for bit. They stay until :func:`rdrop_analysis.journal.discard` removes them.
         progress: called with (checkpoint, examples done, examples in all).
+        place: which work items this process measures, where several share them; it takes the place of `resume`.
 
     Returns:
         Results, with the numbers of every checkpoint and their paired comparisons.
@@ -93,6 +102,7 @@ def analyze(
     Raises:
         UsageError: arguments that make no sense.
         CheckpointError, DataError, UnsafeFileError: see these; with `keep_going` only if nothing was measured.
+        PartDone: this process has done its part of the work, and the numbers come together in another.
     """
     settings = _settings(sub_models, seed, masks, strategy)
     for name, value, allowed in (("task", task, (AUTO, *TASKS)), ("unit", unit, get_args(Unit))):
@@ -102,8 +112,10 @@ def analyze(
     named = entries(models)
     if reference is not None and reference not in (known := [entry.name for entry in named]):
         raise UsageError(f"there is no checkpoint {reference!r} to be the reference: choose from {', '.join(known)}")
-    options = Options(settings, _device(device), model, probes, batch_size, limit, task, trust_code, keep_going)
-    run = _Run(options, progress, Source(data, limit, task))
+    place = place or Place(directories=() if resume is None else (Path(resume),))
+    here = _device(device, shared=place.team.size > 1)
+    options = Options(settings, here, model, probes, batch_size, limit, task, trust_code, keep_going)
+    run = _Run(options, progress, Source(data, limit, task), place)
     started = time.monotonic()
     run.source.open()
     run.measure_all(named)
@@ -144,9 +156,11 @@ class _Run:
     options: Options
     progress: Progress
     source: Source
+    place: Place
     measured: list[Measured] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     first: RDropAnalysisError | None = None
+    done: int = 0
 
     @property
     def tasks(self) -> str:
@@ -154,25 +168,24 @@ class _Run:
         return ", ".join(dict.fromkeys(m.reader.task.name for m in self.measured))
 
     def measure_all(self, named: Sequence[Entry]) -> None:
-        for place, entry in enumerate(named):
+        for number, entry in enumerate(named):
             try:
-                self.measured.append(self._measure(entry))
+                self.measured += self._measure_together(entry)
+            except JournalError:  # nothing more could be kept of the other checkpoints either
+                raise
             except RDropAnalysisError as problem:
                 self._failed(entry, problem)
             except KeyboardInterrupt:
                 if not self.options.keep_going or not self.measured:
                     raise
                 self.failures += [
-                    Failure(checkpoint=e.name, message="interrupted", exit_code=INTERRUPTED) for e in named[place:]
+                    Failure(checkpoint=e.name, message="interrupted", exit_code=INTERRUPTED) for e in named[number:]
                 ]
                 return
             except Exception as problem:  # a fault of ours must not lose what was measured before
                 if not self.options.keep_going:
                     raise
-                text = (
-                    f"unexpected {type(problem).__name__}: {printable(problem, 200)}; -v shows where, please report it"
-                )
-                self._failed(entry, DataError(text), problem)
+                self._failed(entry, unexpected(problem), problem)
 
     def _failed(self, entry: Entry, problem: RDropAnalysisError, cause: Exception | None = None) -> None:
         """Remember that a checkpoint could not be measured; raise if there is nothing else to deliver."""
@@ -182,20 +195,35 @@ class _Run:
         if not self.options.keep_going:
             raise problem from cause
 
+    def _measure_together(self, entry: Entry) -> list[Measured]:
+        """What was found, where it comes together; a failure of one worker is everybody's."""
+        try:
+            try:
+                found = [self._measure(entry)]
+            except PartDone:
+                found = []
+            self.place.team.meet()
+            self.done += 1
+        except Exception as problem:
+            agreed = self.place.team.agree(problem)
+            if agreed is problem:
+                raise
+            raise agreed from problem
+        return found
+
     def _measure(self, entry: Entry) -> Measured:
         options = self.options
         subject, checkpoint = entry.load(options.factory, trust_code=options.trust_code)
         if checkpoint is not None and checkpoint.unsupported and options.task == AUTO:
             raise CheckpointError(checkpoint.unsupported)
         data = self.source.data_for(entry.name, checkpoint)
-        done = 0
 
         def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            self.progress(entry.name, done, data.n_examples)
+            done = self.place.team.count(entry.name, n)
+            if self.place.team.leads:
+                self.progress(entry.name, done, data.n_examples)
 
-        self.progress(entry.name, 0, data.n_examples)
+        advance(0)
         subject.model.to(options.device)
         measured = measure_subject(
             subject,
@@ -205,15 +233,23 @@ class _Run:
             probes=None if options.probes is None else list(options.probes),
             batch_size=options.batch_size,
             progress=advance,
+            place=self.place,
         )
         self.source.keep(data)
         return measured
+
+    def _end_of_part(self) -> Exception:
+        """How it ends where numbers do not come together: as it does for the other workers of the same part."""
+        of_shard = self.place.shard[1] > 1
+        return self.first if self.first is not None and (of_shard or not self.done) else PartDone()
 
     def probes_run(self) -> list[str]:
         """Names of the probes that fitted the data."""
         return list(dict.fromkeys(name for m in self.measured for name in m.probes))
 
     def results(self, reference: str | None, config: dict[str, object], seconds: float) -> Results:
+        if not self.place.keeps_results:
+            raise self._end_of_part()
         data = self.source.data
         if data is None or not self.measured:
             raise self.first or UsageError("nothing was measured")
@@ -250,10 +286,13 @@ def _settings(sub_models: int, seed: int, masks: Masks, strategy: Strategy) -> S
         raise UsageError(str(problem)) from problem
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, *, shared: bool) -> torch.device:
+    """The device named; where workers share the machine and no number is given, each takes one of its own."""
     try:
         if (device := torch.device(name)).type not in ("cpu", "cuda"):
             raise UsageError(f"device {name!r} is not supported: choose cpu or cuda")
+        if shared and device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank() % max(torch.cuda.device_count(), 1))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as problem:
         raise UsageError(f"device {name!r} is not available here: {str(problem).splitlines()[0]}") from problem

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pandas as pd
@@ -27,14 +26,6 @@ OF_THE_TASK = frozenset(
         "sampled_classes",
     }
 )
-
-
-def tool_version() -> str:
-    """Version of the installed package."""
-    try:
-        return version("rdrop-analysis")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def choose_reference(measured: Sequence[Measured], name: str | None) -> Measured:
@@ -122,7 +113,7 @@ def _frame(m: Measured, data: Data) -> pd.DataFrame:
     }
     fixed: dict[str, object] = {"checkpoint": m.result.name, "example": np.arange(n)}
     if m.reader.task.per == "example":
-        fixed |= {"label": labels_column(data), "prediction": m.measurement.predictions.numpy()}
+        fixed |= {"label": labels_column(data), "prediction": m.measurement.predictions}
     else:
         counts = next((m.columns[name].weights for name in columns if m.columns[name].weights is not None), None)
         fixed |= {} if counts is None else {"rows": counts.astype(int)}

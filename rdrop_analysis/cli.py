@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
 import click
@@ -13,6 +14,7 @@ from click_default_group import DefaultGroup
 from rdrop_analysis.commands.analyze import analyze
 from rdrop_analysis.commands.demo import demo
 from rdrop_analysis.commands.inspect import inspect
+from rdrop_analysis.commands.merge import merge
 from rdrop_analysis.commands.report import report
 from rdrop_analysis.commands.sites import sites
 from rdrop_analysis.commands.train import train
@@ -33,6 +35,15 @@ or data, 130 interrupted (what was finished is saved)."""
 
 class Group(DefaultGroup):  # type: ignore[misc] # click-default-group has no type information
     """Runs `analyze` where no command is named, and turns our errors into click's."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; of the processes that torchrun starts only one prints."""
+        from rdrop_analysis.workers import is_follower
+
+        if not is_follower():
+            return super().main(*args, **kwargs)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Invoke a command; `-v` shows where an error came from."""
@@ -84,5 +95,5 @@ def main() -> None:
     """
 
 
-for command in (analyze, demo, sites, inspect, report, train):
+for command in (analyze, demo, sites, inspect, merge, report, train):
     main.add_command(command)

@@ -13,13 +13,13 @@ from torch import Tensor
 from rdrop_analysis.assembling import labels_column
 from rdrop_analysis.data.examples import Data, Inputs
 from rdrop_analysis.measuring import Measured
+from rdrop_probes.measurement import Measurement
 from rdrop_probes.records import Example, ExampleInput
 
 SHOWN = 12
 MAX_VALUES = 32
 MAX_SIDE = 64
 MAX_TEXT = 600
-MAX_CLASSES_VOTED = 4
 
 
 def most_inconsistent(measured: Sequence[Measured], data: Data, count: int = SHOWN) -> list[Example]:
@@ -39,7 +39,7 @@ def _example(index: int, measured: Sequence[Measured], data: Data) -> Example:
         label=None if label is None else class_name(data, label) if isinstance(label, int) else f"{label:.4g}",
         predictions={m.result.name: name for m in measured if (name := _prediction(m, data, index)) is not None},
         epkl={m.result.name: float(m.columns["epkl"].values[index]) for m in measured},
-        votes={m.result.name: _votes(m.measurement.votes[index], data) for m in measured if len(m.measurement.votes)},
+        votes={m.result.name: _votes(m.measurement, index, data) for m in measured if m.measurement.votes is not None},
         input=shown_input(data, index),
     )
 
@@ -75,11 +75,12 @@ def _label(data: Data, index: int) -> int | float | None:
     return None if pd.isna(value) else value.item()
 
 
-def _votes(counts: Tensor, data: Data) -> dict[str, float]:
+def _votes(found: Measurement, index: int, data: Data) -> dict[str, float]:
     """Share of the sub-models by class, the most voted first."""
-    total = int(counts.sum())
-    top = torch.argsort(counts, descending=True, stable=True)[:MAX_CLASSES_VOTED].tolist()
-    return {class_name(data, c): int(counts[c]) / total for c in top if counts[c]}
+    if found.votes is None:
+        return {}
+    top = zip(found.votes.classes[index].tolist(), found.votes.counts[index].tolist(), strict=True)
+    return {class_name(data, c): count / found.sub_models for c, count in top if count}
 
 
 def _first(inputs: Inputs) -> Tensor:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from torch import nn
 
-from rdrop_analysis.batching import batching
+from rdrop_analysis.batching import Batching, batching
 from rdrop_analysis.data.examples import Data, check_labels, with_whole_labels
 from rdrop_analysis.errors import DataError, UsageError
+from rdrop_analysis.identity import key_of
 from rdrop_analysis.reading import Reader
 from rdrop_analysis.recognising import recognise
 from rdrop_analysis.tasks import AUTO, Targets
+from rdrop_analysis.work import Place
 from rdrop_probes.batch import LayoutError
 from rdrop_probes.columns import Column
+from rdrop_probes.items import Work
 from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
+from rdrop_probes.probe import Probe
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
 from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.statistics import metric
-from rdrop_probes.submodels import StrategyError
+from rdrop_probes.strategies import StrategyError
 from rdrop_probes.summing import NotFiniteError
 
 SAMPLE = 32  # examples that a model is looked at with at most before it is measured
@@ -73,12 +77,14 @@ def measure_subject(
     probes: list[str] | None,
     batch_size: int | None,
     progress: Callable[[int], None],
+    place: Place | None = None,
 ) -> Measured:
-    """Run the probes on one model.
+    """Run the probes on one model; `place` says which work items are measured here.
 
     Raises:
         DataError: the model and the data do not go together, or the logits are not finite.
         UsageError: an unknown probe, or one that needs labels that are not there.
+        PartDone: the numbers come together in another process.
     """
     reader = recognise(subject.model, next(data.batches(SAMPLE)), task, Targets.of(data))
     if reader.task.name != "regression" and reader.task.per != "label":
@@ -88,24 +94,45 @@ def measure_subject(
         chosen = choose(probes, labels=_has_labels(reader, data), family=reader.family.name)
     except ValueError as problem:
         raise UsageError(str(problem)) from problem
-    plan = batching(reader, data, batch_size)
+    work = Work()
+    if place is not None and place.shares_or_keeps:
+        key = key_of(reader, data, settings, chosen, file_digest=subject.sha256, batch_size=batch_size)
+        work = place.work(subject.name, key, chosen, progress)
+    plan = _decided(work, reader, data, batch_size)
     try:
         found = measure(
             subject.model,
             plan.batches(reader, data),
             forward=reader,
             probes=chosen,
-            settings=replace(settings, chunk=min(settings.chunk, plan.chunk)),
+            settings=settings,
             family=reader.family,
             progress=progress,
+            work=work,
         )
     except StrategyError as problem:
         raise UsageError(f"{subject.name}: {problem}") from problem
     except (NotFiniteError, SilentSiteError, LayoutError) as problem:
         raise DataError(f"{subject.name}: {problem}{_hint(problem, reader)}") from problem
-    if not len(found.predictions):
+    return _measured(subject, found, reader, chosen, cut=plan.cut)
+
+
+def _decided(work: Work, reader: Reader, data: Data, batch_size: int | None) -> Batching:
+    """How the data are cut into work items, as it was decided for all workers and for runs that go on."""
+    plan = Batching(**work.decide("batching", lambda: asdict(batching(reader, data, batch_size))))
+    pieces = zip(data.pieces, plan.sizes, strict=True)
+    starts = [start for piece, size in pieces for start in range(piece.start, piece.start + len(piece), size)]
+    work.lay_out(starts, data.n_examples)
+    return plan
+
+
+def _measured(
+    subject: Subject, found: Measurement, reader: Reader, probes: Sequence[type[Probe]], *, cut: bool
+) -> Measured:
+    """With the findings on the way from a model to its numbers."""
+    if not found.rows:
         raise DataError(f"{subject.name}: no {reader.task.per} counts: every one is padding or has the label -100")
-    notes = {"batch_size_cut": CUT} if plan.cut else {}
+    notes = {"batch_size_cut": CUT} if cut else {}
     findings = [
         Finding(code=code, message=text, checkpoint=subject.name)
         for code, text in {**subject.notes, **found.findings, **reader.findings, **notes}.items()
@@ -115,7 +142,7 @@ def measure_subject(
         for name, column in found.columns.items()
         for finding in _infinite(subject.name, name, column, reader.task.per)
     ]
-    return Measured(_result(subject, found), found, findings, reader, [probe.name for probe in chosen])
+    return Measured(_result(subject, found), found, findings, reader, [probe.name for probe in probes])
 
 
 def _hint(problem: Exception, reader: Reader) -> str:

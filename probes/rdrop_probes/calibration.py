@@ -8,31 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdrop_probes.columns import Column, Floats, as_floats
-from rdrop_probes.divergences import brier, hits
+from rdrop_probes.block_sums import BlockSums, Totals
+from rdrop_probes.columns import Column, Floats, State, as_floats
+from rdrop_probes.distributions import EvalBatch
+from rdrop_probes.divergences import brier
 from rdrop_probes.probe import Outcome, SubModelProbe
 from rdrop_probes.records import ReliabilityBin
-from rdrop_probes.terms import BlockSums, EvalBatch, Totals, brier_term, probability
+from rdrop_probes.terms import brier_term, confidence, probability, vote
 
 BINS = 15
 KINDS = ("eval", "sub", "mean")
 
 
-def bin_statistics(log_p: Tensor, labels: Tensor) -> Tensor:
-    """Count, confidence and hits of each prediction in its confidence bin [..., N, BINS, 3]."""
-    confidence = log_p.max(-1).values.exp()
-    hit = hits(log_p, labels)
-    index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    values = torch.stack([torch.ones_like(hit), confidence, hit], -1)  # [..., N, 3]
-    values = torch.where(hit.isnan()[..., None], 0.0, values)
-    return torch.nn.functional.one_hot(index, BINS).double().unsqueeze(-1) * values.unsqueeze(-2)
-
-
-def binned(batch: EvalBatch, _logits: Tensor, log_p: Tensor) -> Tensor:
-    """Term: :func:`bin_statistics` of the sub-models [k, N, BINS, 3]."""
-    if batch.labels is None:
+def bin_statistics(confidence: Tensor, prediction: Tensor, labels: Tensor | None) -> Tensor:
+    """Sums over predictions [k, N] of count, confidence and hits in each confidence bin [N, BINS, 3]."""
+    if labels is None:
         raise ValueError("calibration needs labels")
-    return bin_statistics(log_p, batch.labels)
+    known = (labels >= 0).double().expand_as(confidence)
+    index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    values = torch.stack([known, known * confidence, known * (prediction == labels)], -1)  # [k, N, 3]
+    bins = values.new_zeros(len(labels), BINS, 3)
+    return bins.scatter_add_(1, index.T.unsqueeze(-1).expand(-1, -1, 3), values.transpose(0, 1))
 
 
 class Calibration(SubModelProbe):
@@ -45,7 +41,7 @@ class Calibration(SubModelProbe):
 
     name = "calibration"
     units: ClassVar = {f"{metric}_{kind}": "" for metric in ("brier", "ece") for kind in KINDS}
-    terms = (probability, brier_term, binned)
+    terms = (probability, brier_term, vote, confidence)
     needs_labels = True
 
     def __init__(self) -> None:
@@ -56,24 +52,28 @@ class Calibration(SubModelProbe):
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         """Brier score [N] of the sub-models (mean) and of their MC mean."""
-        mean = totals.mean(probability).log()
-        return {"brier_sub": totals.mean(brier_term), "brier_mean": brier(mean, batch.labels)}
+        return {"brier_sub": totals.mean(brier_term), "brier_mean": totals.of_mean(_brier, probability, batch)}
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Keep Brier scores and each example's share in the bins [N, BINS, 3]."""
         super().update(batch, sums)
-        if batch.labels is None:
-            return
-        totals = sums.total()
-        self.keep_plain(batch, "brier_eval", brier(batch.log_p, batch.labels))
-        self._bin(batch, "eval", bin_statistics(batch.log_p, batch.labels))
-        self._bin(batch, "sub", totals.mean(binned))
-        self._bin(batch, "mean", bin_statistics(totals.mean(probability).log(), batch.labels))
+        self.keep_plain(batch, "brier_eval", brier(batch.p, batch.labels))
+        confident, votes = sums.kept(confidence), sums.kept(vote)
+        sub = bin_statistics(confident, votes, batch.labels)
+        self._bin(batch, "eval", _bins_of(batch.p[None], batch))
+        self._bin(batch, "sub", sub / len(votes))
+        self._bin(batch, "mean", _bins_of(sums.total().mean(probability)[None], batch))
         if self.shared_masks:
-            parts = list(sums.parts_left_out())
-            means = [bin_statistics(part.mean(probability).log(), batch.labels).sum(1) for part in parts]
-            self._leave_out["sub"] += as_floats(torch.cat([part.mean(binned).sum(1) for part in parts]))
-            self._leave_out["mean"] += as_floats(torch.cat(means))  # [G, BINS, 3]
+            self._leave_blocks_out(batch, sums, sub)
+
+    def _leave_blocks_out(self, batch: EvalBatch, sums: BlockSums, sub: Tensor) -> None:
+        """Keep the bins of all rows with each block of sub-models left out [G, BINS, 3]."""
+        votes, confident = sums.kept(vote).split(sums.sizes.tolist()), sums.kept(confidence).split(sums.sizes.tolist())
+        for_block = [bin_statistics(c, v, batch.labels).sum(0) for c, v in zip(confident, votes, strict=True)]
+        left = (int(sums.sizes.sum()) - sums.sizes)[:, None, None]
+        self._leave_out["sub"] += as_floats((sub.sum(0).cpu() - torch.stack(for_block).cpu()) / left)
+        means = [_bins_of(mean[None], batch).sum(0) for mean in sums.leave_one_out().mean(probability)]
+        self._leave_out["mean"] += as_floats(torch.stack(means))
 
     def _bin(self, batch: EvalBatch, kind: str, bins: Tensor) -> None:
         """Keep the bins [P, BINS, 3] by example, and how many rows each example has."""
@@ -91,6 +91,15 @@ class Calibration(SubModelProbe):
         for kind, totals in other._leave_out.items():
             self._leave_out[kind] += totals
 
+    def state(self) -> State:
+        """With the bins."""
+        return super().state() | {"bins": self._bins, "leave_out": self._leave_out, "by_row": self._by_row}
+
+    def restore(self, state: State) -> None:
+        """With the bins."""
+        super().restore(state)
+        self._bins, self._leave_out, self._by_row = state["bins"], state["leave_out"], state["by_row"]
+
     def outcome(self) -> Outcome:
         """Columns with the ECEs, and the reliability diagrams."""
         tables = {}
@@ -101,6 +110,16 @@ class Calibration(SubModelProbe):
                 self.kept.columns[f"ece_{kind}"] = column
                 tables[kind] = reliability(bins.sum(0))
         return Outcome(self.kept, {"reliability": tables})
+
+
+def _brier(batch: EvalBatch, p: Tensor) -> Tensor:
+    return brier(p, batch.labels)
+
+
+def _bins_of(p: Tensor, batch: EvalBatch) -> Tensor:
+    """:func:`bin_statistics` of probabilities [k, N, C]."""
+    highest = p.max(-1)
+    return bin_statistics(highest.values, highest.indices, batch.labels)
 
 
 def ece_column(bins: Floats, leave_out: Floats | float | None = None, *, by_row: bool = True) -> Column:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
+State = dict[str, Any]
+"""Plain data: numbers, texts, None, NumPy arrays, and lists and dicts (whose keys are texts) of these."""
+
 FEWEST = 0.5  # degrees of freedom, with fewer of which one example is nearly all there is: no interval
 EQUAL = 1e-9  # of effective examples, below which weights differ by rounding alone
 
@@ -49,18 +56,9 @@ class Column:
         """[N], which examples have a value."""
         return np.isfinite(self.values)
 
-    def append(self, other: Column) -> None:
-        """Take over the examples of `other` behind the own."""
-        self.values = np.concatenate([self.values, other.values])
-        if self.mask_variance is not None and other.mask_variance is not None:
-            self.mask_variance = np.concatenate([self.mask_variance, other.mask_variance])
-        if self.leave_out is not None and other.leave_out is not None:
-            self.leave_out = self.leave_out + other.leave_out
-            self.leave_out_n += other.leave_out_n
-        if self.weights is not None and other.weights is not None:
-            self.weights = np.concatenate([self.weights, other.weights])
-        if self.infinite is not None and other.infinite is not None:
-            self.infinite = np.concatenate([self.infinite, other.infinite])
+    def state(self) -> State:
+        """The column as plain data."""
+        return {name.name: getattr(self, name.name) for name in fields(self)}
 
     def linearised(self) -> Column:
         """Column of one value an example whose plain mean is the metric, and whose spread is that of the metric.
@@ -85,23 +83,68 @@ class Column:
         return replace(self, values=values, mask_variance=variance, weights=None, infinite=None, df=df, tabulated=False)
 
 
-@dataclass
 class ColumnSet:
-    """Columns by metric name, grown batch by batch and merged between workers."""
+    """Columns by metric name, grown batch by batch and merged between work items.
 
-    columns: dict[str, Column] = field(default_factory=dict)
+    Pieces are joined when they are asked for: joining them one by one would take time quadratic in their number.
+    """
+
+    def __init__(self) -> None:
+        self._joined: dict[str, Column] = {}
+        self._pieces: dict[str, list[Column]] = {}
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """The columns by name."""
+        while self._pieces:
+            name, pieces = self._pieces.popitem()
+            self._joined[name] = join([self._joined[name], *pieces])
+        return self._joined
 
     def add(self, name: str, column: Column) -> None:
-        """Append a batch's column to what is there."""
-        if name in self.columns:
-            self.columns[name].append(column)
+        """Put a batch's column behind what is there."""
+        if name in self._joined:
+            self._pieces.setdefault(name, []).append(column)
         else:
-            self.columns[name] = column
+            self._joined[name] = column
 
     def merge(self, other: ColumnSet) -> None:
-        """Append the columns of another worker."""
+        """Put the columns of other examples behind the own."""
         for name, column in other.columns.items():
             self.add(name, column)
+
+    def state(self) -> State:
+        """The columns as plain data."""
+        return {name: column.state() for name, column in self.columns.items()}
+
+    @classmethod
+    def restored(cls, state: State) -> Self:
+        """Columns from their :meth:`state`."""
+        found = cls()
+        for name, column in state.items():
+            found.add(name, Column(**column))
+        return found
+
+
+def join(pieces: Sequence[Column]) -> Column:
+    """One column of the examples of all pieces, in order."""
+    first = pieces[0]
+    has_leave_out = all(piece.leave_out is not None for piece in pieces)
+    return replace(
+        first,
+        values=np.concatenate([piece.values for piece in pieces]),
+        mask_variance=_together([piece.mask_variance for piece in pieces]),
+        leave_out=reduce(operator.add, [piece.leave_out for piece in pieces]) if has_leave_out else None,
+        leave_out_n=reduce(operator.add, [piece.leave_out_n for piece in pieces]) if has_leave_out else 0,
+        weights=_together([piece.weights for piece in pieces]),
+        infinite=_together([piece.infinite for piece in pieces]),
+    )
+
+
+def _together(parts: Sequence[Floats | None]) -> Floats | None:
+    """The parts one after the other; None where one is missing."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def plain(values: Tensor, *, proportion: bool = False, weights: Tensor | None = None, floor: float = -np.inf) -> Column:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Self
 
 import numpy as np
+from torch import Tensor
 
-from rdrop_probes.columns import Floats
-from rdrop_probes.jackknife import Jackknife
+from rdrop_probes.block_sums import BlockSums, Totals
+from rdrop_probes.columns import Floats, State
+from rdrop_probes.distributions import EvalBatch
+from rdrop_probes.jackknife import Jackknife, jackknives
 from rdrop_probes.probe import Outcome, SubModelProbe
 from rdrop_probes.records import ConvergencePoint
 from rdrop_probes.statistics import LEVEL, Spread, block_spread
-from rdrop_probes.terms import BlockSums, EvalBatch
 
 
 class ConvergingProbe(SubModelProbe):
@@ -23,17 +26,30 @@ class ConvergingProbe(SubModelProbe):
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Keep the columns, and the mean EPKL of the first 4, 8, 16, ... blocks for the convergence in K."""
+        super().update(batch, sums)
         for blocks in _prefixes(sums.blocks):
             prefix = self._convergence.setdefault(blocks, _PrefixSums(int(sums.sizes[:blocks].sum()), blocks))
-            if found := self.jackknife(batch, sums, blocks):
+            if found := jackknives(self.epkl, batch, sums, self.examples, blocks):
                 prefix.add(found["epkl"])
-        self.keep(found)  # the last are all blocks
+
+    @abstractmethod
+    def epkl(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
+        """The part of :meth:`estimate` called "epkl", [P] or [G, P]."""
 
     def merge(self, other: Self) -> None:
         """Add another worker's sums."""
         super().merge(other)
         for blocks, prefix in other._convergence.items():
             self._convergence.setdefault(blocks, _PrefixSums(prefix.sub_models, blocks)).merge(prefix)
+
+    def state(self) -> State:
+        """With the sums over prefixes."""
+        return super().state() | {"convergence": [prefix.state() for prefix in self._convergence.values()]}
+
+    def restore(self, state: State) -> None:
+        """With the sums over prefixes."""
+        super().restore(state)
+        self._convergence = {prefix["blocks"]: _PrefixSums.restored(prefix) for prefix in state["convergence"]}
 
     def outcome(self) -> Outcome:
         """Columns, and the convergence of EPKL in K."""
@@ -75,6 +91,16 @@ class _PrefixSums:
         self._total += other._total
         self._variance += other._variance
         self._leave_out = self._leave_out + other._leave_out
+
+    def state(self) -> State:
+        return {name.lstrip("_"): value for name, value in vars(self).items()}
+
+    @classmethod
+    def restored(cls, state: State) -> Self:
+        found = cls(state["sub_models"], state["blocks"])
+        for name in vars(found):
+            setattr(found, name, state[name.lstrip("_")])
+        return found
 
     def point(self, *, shared_masks: bool) -> ConvergencePoint:
         half = self._spread(shared_masks=shared_masks).half_width(LEVEL)

@@ -1,24 +1,33 @@
-"""One pass over the data feeds every probe: eval pass, sub-model passes and gradient passes run once, shared."""
+"""One pass over the data feeds every probe: eval pass, sub-model passes and gradient passes run once, shared.
+
+Each batch is a work item with probes of its own; the measurement is the merge of all items in the order of the data.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from rdrop_probes.batch import Batch, take
-from rdrop_probes.discovery import draws, find_sites
+from rdrop_probes.discovery import find_sites
 from rdrop_probes.divergences import agree
 from rdrop_probes.families import CATEGORICAL, Family
+from rdrop_probes.items import Item, Votes, Work
 from rdrop_probes.measurement import Measurement
 from rdrop_probes.probe import Probe
 from rdrop_probes.settings import Settings, effective
-from rdrop_probes.sharing import share_gradients
-from rdrop_probes.sites import Forward, SilentSiteError, SitePlan
+from rdrop_probes.sharing import SharedGradients
+from rdrop_probes.sites import Forward, SilentSiteError, SiteKey, SitePlan
 from rdrop_probes.state import flags, preserved
-from rdrop_probes.submodels import SubModels, first_line
+from rdrop_probes.strategies import Choice, first_line
+from rdrop_probes.submodels import SubModels
 from rdrop_probes.summing import Summing
+from rdrop_probes.weighing import GradientChoice
+
+SAMPLE = 256  # numbers of the eval model's output by which equal models are known
 
 
 def measure(
@@ -30,149 +39,225 @@ def measure(
     settings: Settings,
     family: Family = CATEGORICAL,
     progress: Callable[[int], None] = lambda _: None,
+    work: Work | None = None,
 ) -> Measurement:
     """Measure `model` on `batches` (at least one); it is left exactly as it was found.
 
     Args:
         model: the network.
         forward: maps a batch's inputs to logits [N, C], or [N, ..., C] with `places`, by calling `model`.
-        batches: every example once.
+        batches: every example once, in order; each batch is a work item.
         probes: classes of the probes to feed.
         settings: number of sub-models, seed, masks, strategy.
         family: what a row of the output stands for; a categorical distribution by default.
-        progress: called after each batch with its number of examples.
+        progress: called after each item that is measured here with its number of examples.
+        work: which items are measured here and what becomes of them; by default all of them, in memory.
 
     Raises:
         NotFiniteError: NaN or +infinity among the logits, naming the example and the sub-model.
         SilentSiteError: dropout that was activated did not draw.
+        PartDone: the items were measured, and are merged elsewhere.
     """
     with preserved(model):
-        taken = [probe() for probe in probes]
-        return _Pass(model, forward, taken, settings, family).run(batches, progress)
+        return _Pass(model, forward, probes, settings, family, work or Work()).run(batches, progress)
 
 
 class _Pass:
-    """The state of one pass."""
+    """One pass over the data."""
 
     def __init__(
-        self, model: nn.Module, forward: Forward, probes: list[Probe], settings: Settings, family: Family
+        self,
+        model: nn.Module,
+        forward: Forward,
+        probes: Sequence[type[Probe]],
+        settings: Settings,
+        family: Family,
+        work: Work,
     ) -> None:
         self._model = model
         self._forward = forward
-        self._probes = probes
+        self._kinds = probes
         self._settings = settings
         self._family = family
+        self._work = work
         self._findings: dict[str, str] = {}
-        self._predictions: list[Tensor] = []
-        self._votes: list[Tensor] = []
+        self._failures: dict[str, str] = {}
 
     def run(self, batches: Iterable[Batch], progress: Callable[[int], None]) -> Measurement:
-        sub_models: SubModels | None = None
-        plan: SitePlan | None = None
-        for item, batch in enumerate(batches):
-            if plan is None or sub_models is None:
-                plan, sub_models = self._plan(batch)
-            self._batch(item, batch, plan, sub_models)
-            progress(batch.n)
-        if plan is None or sub_models is None:
+        rest = iter(batches)
+        first = next(rest, None)
+        if first is None:
             raise ValueError("no examples to measure on")
-        sub_models.check_all_fired()
-        return self._measurement(plan, sub_models)
+        self._plan_for(first)
+        for batch in chain([first], rest):
+            if self._work.wants(batch.start):
+                self._work.put(self._item(batch))
+                progress(batch.n)
+        return self._measurement(self._merged())
 
-    def _plan(self, batch: Batch) -> tuple[SitePlan, SubModels]:
-        """Find the sites on a few examples and check the eval model."""
+    def _plan_for(self, batch: Batch) -> None:
+        """Find the sites on a few examples of the first batch, check the eval model, and decide how to run."""
 
         def run(n: int) -> Tensor:
             return self._forward(take(batch.inputs, torch.arange(n) % batch.n))
 
-        plan = find_sites(self._model, run, batch.n)
-        self._settings = effective(self._settings, plan, self._findings)
-        shared = self._settings.masks == "shared"
-        for probe in self._probes:
-            probe.start(plan, shared_masks=shared)
+        self._plan = find_sites(self._model, run, batch.n)
+        self._settings = effective(self._settings, self._plan, self._findings)
         settings = self._settings
-        sub_models = SubModels(
+        self._sub_models = SubModels(
             self._model,
             self._forward,
-            plan,
+            self._plan,
             count=settings.sub_models,
             seed=settings.seed,
             masks=settings.masks,
             strategy=settings.strategy,
             chunk=settings.chunk,
         )
-        self._check_eval(run, plan)
-        return plan, sub_models
+        self._check_eval(run)
+        self._work.begin({"sites": _site_facts(self._plan), "sample": self._sample(batch)})
+        self._choose_strategy(batch)
+        self._choose_gradients(batch)
 
-    def _check_eval(self, run: Callable[[int], Tensor], plan: SitePlan) -> None:
+    def _choose_strategy(self, batch: Batch) -> None:
+        """Decide on the first batch of all data, once for all workers, how sub-models are run."""
+        terms = [term for kind in self._kinds for term in kind().terms_for(labels=batch.labels is not None)]
+        if not (terms and self._plan.stochastic):
+            return
+        ours = self._sub_models
+        ours.choice = Choice(
+            **self._work.decide("choice", lambda: ours.choose(batch.inputs, batch.n, batch.start).plain())
+        )
+
+    def _choose_gradients(self, batch: Batch) -> None:
+        """Decide likewise how gradients are taken."""
+        self._gradients = SharedGradients(
+            self._model, self._forward, self._plan, seed=self._settings.seed, family=self._family
+        )
+        takers = _takers(self._fresh())
+        if takers:
+            chosen = self._work.decide("gradients", lambda: self._gradients.choose(batch, takers).plain())
+            self._gradients.choice = GradientChoice.made(chosen)
+
+    def _check_eval(self, run: Callable[[int], Tensor]) -> None:
         """Dirty eval: sites that fire, or outputs that differ, with dropout off."""
-        dirty = [site.key[0] or "(root)" for site in plan.sites.values() if site.fires_in_eval]
-        with torch.no_grad(), flags(self._model, plan.eval_modules):
+        dirty = [site.key[0] or "(root)" for site in self._plan.sites.values() if site.fires_in_eval]
+        with torch.no_grad(), flags(self._model, self._plan.eval_modules):
             first, second = run(2), run(2)
         if dirty:
             where = ", ".join(dict.fromkeys(dirty))
             self._findings["dirty_eval"] = f"the model draws randomness in eval mode, at {where}: one draw is taken"
         elif not agree(first, second):
             self._findings["dirty_eval"] = "two eval passes over the same examples differ"
-        if plan.uncontrolled:
+        if self._plan.uncontrolled:
             text = "two passes under the same masks differ: these numbers do not follow from the seed alone"
             self._findings["uncontrolled_randomness"] = text
 
-    def _batch(self, item: int, batch: Batch, plan: SitePlan, sub_models: SubModels) -> None:
-        summing = Summing(batch, item, plan, sub_models, self._probes, self._family)
-        outputs = batch.rows(sub_models.eval_logits(batch.inputs, batch.n, item))
-        if summing.terms and not plan.erratic:
-            self._check_silent(plan, batch)
-        for seen, votes in summing.run(outputs):
-            self._predictions.append(seen.prediction.cpu())
-            if votes is not None:
-                self._votes.append(votes)
-        self._gradients(item, batch, plan)
+    def _sample(self, batch: Batch) -> list[float]:
+        """The first few numbers that the eval model gives; none where they do not follow from the seed."""
+        if self._plan.uncontrolled:
+            return []
+        two = take(batch.inputs, torch.arange(2) % batch.n)
+        return [float(value) for value in self._sub_models.eval_logits(two, 2, batch.start).flatten()[:SAMPLE]]
 
-    def _check_silent(self, plan: SitePlan, batch: Batch) -> None:
+    def _fresh(self) -> list[Probe]:
+        """Probes that have been fed nothing."""
+        probes = [kind() for kind in self._kinds]
+        for probe in probes:
+            probe.start(self._plan, shared_masks=self._settings.masks == "shared")
+        return probes
+
+    def _item(self, batch: Batch) -> Item:
+        """Measure one batch."""
+        item = Item(batch.start, batch.n, self._fresh())
+        summing = Summing(batch, self._plan, self._sub_models, item.probes, self._family)
+        outputs = batch.rows(self._sub_models.eval_logits(batch.inputs, batch.n, batch.start))
+        if summing.terms and not self._plan.erratic:
+            self._check_silent(batch)
+        for seen, votes in summing.run(outputs):
+            item.rows += len(seen.logits)
+            if seen.owners is None:
+                item.predictions.append(seen.prediction.cpu().numpy())
+            if votes is not None:
+                item.votes.append(Votes.of(votes))
+        self._feed_gradients(item, batch, outputs)
+        item.ran = bool(summing.terms) and self._plan.stochastic
+        item.buffers = set(self._sub_models.changed_buffers)
+        item.fired = set(self._sub_models.fired)
+        return item
+
+    def _check_silent(self, batch: Batch) -> None:
         """No batch may draw where the first did not: a branch may depend on the data."""
-        found = draws(self._model, plan.train_modules, lambda: self._forward(batch.inputs))
-        if unplanned := [path or "(root)" for path, ordinal in found if (path, ordinal) not in plan.sites]:
+        found = self._sub_models.draws(batch.inputs, batch.n, batch.start)
+        if unplanned := [path or "(root)" for path, _ in found - set(self._plan.sites)]:
             where = ", ".join(sorted(set(unplanned)))
             last = batch.start + batch.n - 1
             raise SilentSiteError(
                 f"dropout at {where} draws on examples {batch.start} to {last} but not on the first: put some first"
             )
 
-    def _gradients(self, item: int, batch: Batch, plan: SitePlan) -> None:
-        takers = [p for p in self._probes if p.needs_input_gradients or p.needs_site_gradients]
-        if not takers:
+    def _feed_gradients(self, item: Item, batch: Batch, outputs: Tensor) -> None:
+        """Gradients for the probes that take them, unless there were none before."""
+        item.failures = self._failures
+        takers = _takers(item.probes)
+        if not takers or item.failures:
             return
         try:
-            share_gradients(
-                self._model,
-                self._forward,
-                plan,
-                batch,
-                takers,
-                item=item,
-                seed=self._settings.seed,
-                family=self._family,
-            )
+            self._gradients.feed(batch, takers, outputs)
         except Exception as problem:  # a model may have anything in it that autograd cannot follow
-            names = ", ".join(probe.name for probe in takers)
-            self._findings["gradients_unavailable"] = f"{names} left out: {first_line(problem)}"
-            self._probes = [p for p in self._probes if p not in takers]
+            item.failures = self._failures = dict.fromkeys((p.name for p in takers), first_line(problem))
 
-    def _measurement(self, plan: SitePlan, sub_models: SubModels) -> Measurement:
-        result = Measurement(plan, {}, {}, findings=self._findings, shared_masks=self._settings.masks == "shared")
-        if plan.stochastic:
-            result.strategy = (
-                f"{sub_models.strategy}: {sub_models.reason}" if sub_models.reason else sub_models.strategy
-            )
-        else:
-            result.strategy = "eval pass only"
-            result.findings["no_dropout"] = "the model draws nothing in train mode: sub-models are the eval model"
-        if sub_models.changed_buffers:
-            names = ", ".join(sub_models.changed_buffers[:3])
-            result.findings["buffers_change"] = f"with dropout on, buffers change ({names}); they are put back"
-        result.collect(self._probes)
-        result.predictions = torch.cat(self._predictions)
-        if self._votes:
-            result.votes = torch.cat(self._votes)
+    def _merged(self) -> Item:
+        """All items in the order of the data, as one."""
+        merged = Item(0, 0, self._fresh())
+        for item in self._work.items(self._fresh):
+            merged.merge(item)
+        return merged
+
+    def _measurement(self, found: Item) -> Measurement:
+        if found.ran:
+            _check_fired(self._plan, found.fired)
+        findings = dict(self._findings)
+        if found.failures:
+            text = f"{', '.join(found.failures)} left out: {next(iter(found.failures.values()))}"
+            findings["gradients_unavailable"] = text
+        if not self._plan.stochastic:
+            findings["no_dropout"] = "the model draws nothing in train mode: sub-models are the eval model"
+        if found.buffers:
+            names = ", ".join(sorted(found.buffers)[:3])
+            findings["buffers_change"] = f"with dropout on, buffers change ({names}); they are put back"
+        result = Measurement(
+            self._plan,
+            findings=findings,
+            strategy=self._strategy,
+            shared_masks=self._settings.masks == "shared",
+            sub_models=self._settings.sub_models,
+            rows=found.rows,
+        )
+        result.collect([probe for probe in found.probes if probe.name not in found.failures])
+        result.take_votes(found.predictions, found.votes)
         return result
+
+    @property
+    def _strategy(self) -> str:
+        """How sub-models were run, and why so."""
+        return str(self._sub_models.choice or self._settings.strategy) if self._plan.stochastic else "eval pass only"
+
+
+def _takers(probes: Sequence[Probe]) -> list[Probe]:
+    """Those that want gradients."""
+    return [probe for probe in probes if probe.needs_input_gradients or probe.needs_site_gradients]
+
+
+def _check_fired(plan: SitePlan, fired: set[SiteKey]) -> None:
+    """Every site of the plan draws in some batch, or measuring would report a false consistency."""
+    if (plan.erratic or plan.varying) and fired:
+        return  # a rare site may have had no turn
+    certain = {key for key, site in plan.sites.items() if site.rate == 1}
+    if silent := set(plan.sites) - fired - certain:
+        raise SilentSiteError(f"dropout at {', '.join(sorted(path for path, _ in silent))} never drew")
+
+
+def _site_facts(plan: SitePlan) -> list[list[object]]:
+    """What the sites are, as plain data."""
+    return [[*site.key, site.kind, site.rate, list(site.draw_shape)] for site in plan.sites.values()]

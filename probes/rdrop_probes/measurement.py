@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from rdrop_probes.columns import Column
+from rdrop_probes.items import Numbers, Votes
 from rdrop_probes.probe import Probe
 from rdrop_probes.sites import SitePlan
 
@@ -24,19 +23,22 @@ class Measurement:
     Attributes:
         plan: its sites. columns, units: by metric. tables: fields of `CheckpointResult`. findings: by code.
         strategy: how sub-models were run. shared_masks: whether all examples had the same masks.
-        predictions: [P], the eval model's classes by row. votes: [N, C], how many sub-models voted for each class;
-            empty if no probe counts votes, or examples have several rows.
+        sub_models: how many were run. rows: how many rows (examples, tokens, labels) count.
+        predictions: [N], the eval model's classes or numbers; empty where examples have several rows.
+        votes: the most voted classes of the sub-models; None if no probe counts votes, or examples have several rows.
     """
 
     plan: SitePlan
-    columns: dict[str, Column]
-    units: dict[str, str]
+    columns: dict[str, Column] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
     findings: dict[str, str] = field(default_factory=dict)
     strategy: str = ""
     shared_masks: bool = False
-    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    votes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    sub_models: int = 0
+    rows: int = 0
+    predictions: Numbers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    votes: Votes | None = None
 
     def collect(self, probes: Sequence[Probe]) -> None:
         """Take over what the probes kept; without dropout, what differs by rounding differs by 0."""
@@ -50,6 +52,15 @@ class Measurement:
             _round_to_zero(self.columns)
         for probe in probes:
             self.columns |= probe.derive(self.columns)
+
+    def take_votes(self, predictions: Sequence[Numbers], votes: Sequence[Votes]) -> None:
+        """Take over predictions and votes, which came in pieces."""
+        if predictions:
+            self.predictions = np.concatenate(predictions)
+        if votes:
+            self.votes = Votes(
+                np.concatenate([piece.classes for piece in votes]), np.concatenate([piece.counts for piece in votes])
+            )
 
 
 def _round_to_zero(columns: dict[str, Column]) -> None:

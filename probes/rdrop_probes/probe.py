@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from rdrop_probes.block_sums import BlockSums, Totals
 from rdrop_probes.by_example import ByExample
-from rdrop_probes.columns import Column, ColumnSet, as_floats, plain
+from rdrop_probes.columns import Column, ColumnSet, State, as_floats, plain
+from rdrop_probes.distributions import EvalBatch, Term
 from rdrop_probes.families import FamilyName
 from rdrop_probes.gradients import GradientPass, Row
-from rdrop_probes.jackknife import Jackknife
+from rdrop_probes.jackknife import Jackknife, jackknives
 from rdrop_probes.sites import SitePlan
-from rdrop_probes.terms import BlockSums, EvalBatch, Term, Totals
 
 
 @dataclass
@@ -50,7 +50,10 @@ class GradientFold(ABC):
 
 
 class Probe(ABC):
-    """One kind of measurement. Subclasses are constructed without arguments, one instance a checkpoint.
+    """One kind of measurement. Subclasses are constructed without arguments, one instance a work item (batch).
+
+    What the instances of all items keep is merged in the order of the data. A probe that keeps more than `kept`
+    overrides :meth:`merge`, :meth:`state` and :meth:`restore`.
 
     Class attributes:
         name: as given to `--probes`.
@@ -93,8 +96,16 @@ class Probe(ABC):
         return {}
 
     def merge(self, other: Self) -> None:
-        """Take over what the same probe kept in another worker, whose examples follow the own."""
+        """Take over what the same probe kept of another work item, whose examples follow the own."""
         self.kept.merge(other.kept)
+
+    def state(self) -> State:
+        """What is kept, as plain data that :meth:`restore` takes back; override it with :meth:`merge`."""
+        return {"kept": self.kept.state()}
+
+    def restore(self, state: State) -> None:
+        """Take back what :meth:`state` gave of a probe that had the same start."""
+        self.kept = ColumnSet.restored(state["kept"])
 
     def outcome(self) -> Outcome:
         """Columns and tables from everything taken so far."""
@@ -124,7 +135,7 @@ class SubModelProbe(Probe):
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Estimate from all sub-models and without each block."""
-        self.keep(self.jackknife(batch, sums, sums.blocks))
+        self.keep(self.jackknife(batch, sums))
 
     def keep(self, found: Mapping[str, Jackknife]) -> None:
         """Keep the columns of one batch."""
@@ -135,21 +146,9 @@ class SubModelProbe(Probe):
             column.floor = -np.inf if name in self.signed else 0.0
             self.kept.add(name, column)
 
-    def jackknife(self, batch: EvalBatch, sums: BlockSums, blocks: int) -> dict[str, Jackknife]:
-        """Estimates by example over the first `blocks` blocks, with and without each of them.
-
-        Empty until the last group of the batch's rows is in.
-        """
-        full = self.estimate(batch, sums.total(blocks))
-        parts = [self.estimate(batch, part) for part in sums.parts_left_out(blocks)]
-        found = {}
-        for name, values in full.items():
-            without = torch.cat([part[name] for part in parts])
-            means = self.examples.means(batch, f"{name}/{blocks}", torch.cat([values[None], without]))
-            if means is not None:
-                sizes = sums.sizes[:blocks].to(values.device)
-                found[name] = Jackknife(means.values[0], means.values[1:], sizes, means.weights, means.infinite)
-        return found
+    def jackknife(self, batch: EvalBatch, sums: BlockSums) -> dict[str, Jackknife]:
+        """Estimates by example with and without each block; empty until the last of the batch's rows are in."""
+        return jackknives(self.estimate, batch, sums, self.examples)
 
     def keep_plain(self, batch: EvalBatch, name: str, values: Tensor, *, proportion: bool = False) -> None:
         """Keep values [P] of the eval model, by example."""

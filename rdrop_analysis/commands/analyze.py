@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from rdrop_analysis.commands.options import AutoInt, NameList, factory, model_and_data, output, task, trust, verbosity
-from rdrop_analysis.errors import INTERRUPTED
+from rdrop_analysis.commands.options import AutoInt, NameList, Shard, model_and_data, output, task, trust, verbosity
 from rdrop_analysis.files import FORMATS
 
 
@@ -37,12 +36,18 @@ from rdrop_analysis.files import FORMATS
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
     "--strategy",
-    type=click.Choice(["auto", "vmap", "loop"]),
+    type=click.Choice(["auto", "vmap", "fold", "loop"]),
     default="auto",
     show_default=True,
-    help="How sub-models are run: many at a time where that gives what one by one gives, or one by one.",
+    help="How sub-models are run: auto takes what is fastest on the first batch and gives what one by one gives.",
 )
 @click.option("--reference", metavar="NAME", help="Compared with. Default: the first of alpha 0, else the first.")
+@click.option(
+    "--shard",
+    type=Shard(),
+    default="1/1",
+    help="Measure only the I-th of N parts of the examples, as in a job array; then rdrop-analyze merge.",
+)
 @output("rdrop-report")
 @click.option(
     "--format", "formats", type=NameList(FORMATS), default="html,png,json,csv", show_default=True, help="What to write."
@@ -58,30 +63,13 @@ def analyze(ctx: click.Context, /, checkpoints: tuple[Path, ...], trust_code: bo
     weights with --model: a state dict (.pt, .pth, .bin, .safetensors), a Lightning .ckpt, an index
     of shards. Options that are not given are looked for in an rdrop.toml beside the checkpoint,
     then in [tool.rdrop-analysis] of ./pyproject.toml.
+
+    A run that was interrupted or killed goes on where it stopped when the same command is given
+    again, to the same numbers bit for bit. `torchrun --nproc-per-node N -m rdrop_analysis ...` shares
+    it among N processes.
     """
+    from rdrop_analysis.commands.running import run
     from rdrop_analysis.config import fill_from_files
 
     settings = fill_from_files(ctx, given, checkpoints, trust_code=trust_code)
-    _run(ctx, checkpoints, settings | {"trust_code": trust_code})
-
-
-def _run(ctx: click.Context, checkpoints: tuple[Path, ...], settings: dict[str, Any]) -> None:
-    from rdrop_analysis.analysis import analyze as run
-    from rdrop_analysis.files import check_writable
-    from rdrop_analysis.terminal import progress_bars, show
-
-    directory, formats, quiet = (settings.pop(name) for name in ("output", "formats", "quiet"))
-    check_writable(directory)
-    with progress_bars(quiet=quiet) as progress:
-        results = run(
-            list(checkpoints),
-            model=factory(settings.pop("model")),
-            progress=progress,
-            keep_going=True,
-            **settings,
-        )
-    results.save(directory, formats, clear=True)
-    show(results, directory, formats, quiet=quiet)
-    codes = [failure.exit_code for failure in results.record.failures]
-    if codes:
-        ctx.exit(INTERRUPTED if INTERRUPTED in codes else codes[0])
+    run(ctx, list(map(str, checkpoints)), settings, trust_code=trust_code)

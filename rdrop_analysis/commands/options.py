@@ -67,6 +67,21 @@ class NameList(click.ParamType):  # type: ignore[type-arg] # generic only in the
         return list(names)
 
 
+class Shard(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """`I/N`, the I-th of N parts, as two numbers."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Two numbers."""
+        if isinstance(value, tuple):
+            return value
+        number, _, of = str(value).partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            self.fail(f"{value!r} is no part of a whole: 2/8 is the second of eight", param, ctx)
+        return int(number), int(of)
+
+
 def verbosity(command: F) -> F:
     """`-v` (remembered for errors) and `-q`."""
 

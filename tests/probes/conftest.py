@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from rdrop_probes.batch import Batch
+from rdrop_probes.block_sums import BlockSums
+from rdrop_probes.distributions import Distributions, EvalBatch, Term
 from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
 from rdrop_probes.probe import Probe
 from rdrop_probes.settings import Settings
-from rdrop_probes.terms import BlockSums, EvalBatch, Term
 
 Summed = tuple[EvalBatch, BlockSums]
 
@@ -32,13 +33,19 @@ def summed() -> Callable[..., Summed]:
     """Batch and block sums for eval logits [N, C] and sub-models' logits [K, N, C], added `step` at a time."""
 
     def sums_of(
-        terms: Sequence[Term], z0: Tensor, z: Tensor, labels: Tensor | None = None, *, step: int = 3, start: int = 0
+        terms: Sequence[Term],
+        z0: Tensor,
+        z: Tensor,
+        labels: Tensor | None = None,
+        *,
+        step: int = 3,
+        start: int = 0,
+        exact: bool = True,
     ) -> Summed:
-        z0, z = z0.double(), z.double()
-        batch = EvalBatch(0, start, None, z0, torch.log_softmax(z0, -1), labels)
-        sums = BlockSums(terms, len(z))
+        batch = EvalBatch(start, None, z0, labels)
+        sums = BlockSums(terms, len(z), *z0.shape, exact=exact)
         for k in range(0, len(z), step):
-            sums.add(batch, k, z[k : k + step], torch.log_softmax(z[k : k + step], -1))
+            sums.add(k, Distributions(batch, z[k : k + step], exact=exact))
         return batch, sums
 
     return sums_of

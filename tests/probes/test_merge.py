@@ -78,9 +78,7 @@ def test_halves_of_a_gradient_probe_make_the_whole(kind):
             plan = find_sites(model, lambda n: model(x[:n]))
             made.start(plan, shared_masks=False)
             n = len(x[rows])
-            gradients = gradient_pass(
-                model, model, plan, x[rows], n, generator=torch.Generator(), want_sites=kind is Prediction
-            )
+            gradients = gradient_pass(model, model, plan, x[rows], n, start=rows.start, want_sites=kind is Prediction)
             fold = made.fold(gradients)
             for row in gradients.rows():
                 fold.add(row)

@@ -11,8 +11,8 @@ from rdrop_probes import registry
 from rdrop_probes.probe import SubModelProbe
 
 
-def squared_distance(batch, _logits, log_p):
-    return (log_p.exp() - batch.log_p.exp()).square().sum(-1)
+def squared_distance(seen):
+    return (seen.p - seen.batch.p).square().sum(-1)
 
 
 class Spread(SubModelProbe):

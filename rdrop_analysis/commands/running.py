@@ -1,0 +1,110 @@
+"""What `analyze` and `merge` share: run in the right place, write and print, end with the right exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rdrop_analysis.commands.options import factory
+from rdrop_analysis.errors import INTERRUPTED
+
+if TYPE_CHECKING:
+    from rdrop_analysis.results import Results
+    from rdrop_analysis.work import Place
+
+OF_ONE_PROCESS = frozenset({"output", "quiet", "shard"})
+
+
+def run(
+    ctx: click.Context,
+    checkpoints: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    trust_code: bool,
+    merged_from: Sequence[Path] = (),
+) -> None:
+    """Analyse with `settings`, the options of `analyze`, alone or with the workers that torchrun started."""
+    from rdrop_analysis.work import Place
+    from rdrop_analysis.workers import Team, Torchrun, started_by_torchrun
+
+    place = Place(
+        team=Torchrun(cuda=settings["device"].startswith("cuda")) if started_by_torchrun() else Team(),
+        directories=merged_from or (settings["output"],),
+        shard=settings["shard"],
+        stored_only=bool(merged_from),
+        options={"checkpoints": list(checkpoints), **as_texts(settings)},
+        say=lambda text: None if settings["quiet"] else click.echo(text, err=True),
+    )
+    try:
+        codes = place.team.meet(_run(place, checkpoints, dict(settings), trust_code=trust_code))
+    except Exception as problem:
+        agreed = place.team.agree(problem)
+        if agreed is problem:
+            raise
+        raise agreed from problem
+    ctx.exit(codes[0])
+
+
+def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Options as they would stand on the command line, of those that were given and are not of one process alone."""
+    return {
+        name: ",".join(value) if isinstance(value, list) else str(value)
+        for name, value in settings.items()
+        if value is not None and name not in OF_ONE_PROCESS
+    }
+
+
+def _run(place: Place, checkpoints: Sequence[str], settings: dict[str, Any], *, trust_code: bool) -> int:
+    """Measure, and where the numbers come together write and show them; the exit code."""
+    from rdrop_analysis.files import check_writable
+    from rdrop_analysis.journal import discard
+    from rdrop_analysis.terminal import show
+    from rdrop_probes.items import PartDone
+
+    directory, formats, quiet, _ = (settings.pop(name) for name in ("output", "formats", "quiet", "shard"))
+    check_writable(directory)
+    try:
+        results = _results(place, checkpoints, settings, trust_code=trust_code, quiet=quiet)
+    except PartDone:
+        if place.team.leads and not quiet:
+            number, of = place.shard
+            click.echo(f"shard {number} of {of} is in {directory}: when all are done, rdrop-analyze merge {directory}")
+        return 0
+    except KeyboardInterrupt:
+        _say_what_is_kept(place, directory)
+        raise
+    results.save(directory, formats, clear=True)
+    failures = [failure.exit_code for failure in results.record.failures]
+    if not failures and not place.stored_only:
+        discard(directory)
+    show(results, directory, formats, quiet=quiet)
+    return INTERRUPTED if INTERRUPTED in failures else next(iter(failures), 0)
+
+
+def _results(
+    place: Place, checkpoints: Sequence[str], settings: dict[str, Any], *, trust_code: bool, quiet: bool
+) -> Results:
+    from rdrop_analysis.analysis import analyze
+    from rdrop_analysis.terminal import progress_bars
+
+    build = factory(settings.pop("model"))
+    with progress_bars(quiet=quiet or not place.team.leads) as progress:
+        return analyze(
+            list(checkpoints),
+            model=build,
+            progress=progress,
+            keep_going=True,
+            trust_code=trust_code,
+            place=place,
+            **settings,
+        )
+
+
+def _say_what_is_kept(place: Place, directory: Path) -> None:
+    from rdrop_analysis.journal import FOLDER
+
+    if place.team.leads and (directory / FOLDER).is_dir():
+        place.say(f"what was finished is kept in {directory}: the same command goes on from it")
