@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.columns import Column
+from rdrop_probes.distributions import Distributions, EvalBatch
 from rdrop_probes.gap import Gap
 from rdrop_probes.jackknife import Jackknife
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.probe import SubModelProbe
 from rdrop_probes.statistics import compare, metric
-from rdrop_probes.terms import BlockSums, EvalBatch
 
 FEATURES, CLASSES, KEEP = 32, 5, 0.8
 PART = 100  # simulations at a time
@@ -61,11 +62,11 @@ class World:
 def jackknives(h: Tensor, masks: Tensor, weights: Tensor) -> dict[str, Jackknife]:
     """Jackknives of the metrics for examples h [N, F] under masks [K, N, F], as the engine makes them."""
     logits = (h * masks) @ weights
-    batch = EvalBatch(0, 0, None, h @ weights, torch.log_softmax(h @ weights, -1), None)
+    batch = EvalBatch(0, None, h @ weights, ruled_out=False)
     probes: tuple[SubModelProbe, ...] = PairwiseKL(), Gap()
-    sums = BlockSums(dict.fromkeys(t for p in probes for t in p.terms), len(logits))
-    sums.add(batch, 0, logits, torch.log_softmax(logits, -1))
-    found = {name: j for p in probes for name, j in p.jackknife(batch, sums, sums.blocks).items()}
+    sums = BlockSums(dict.fromkeys(t for p in probes for t in p.terms), *logits.shape, exact=False)
+    sums.add(0, Distributions(batch, logits, exact=False))
+    found = {name: j for p in probes for name, j in p.jackknife(batch, sums).items()}
     return {name: found[name] for name in METRICS}
 
 
