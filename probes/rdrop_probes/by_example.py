@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rdrop_probes.terms import EvalBatch
+from rdrop_probes.distributions import EvalBatch
 
 
 @dataclass(frozen=True)

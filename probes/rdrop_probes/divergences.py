@@ -20,9 +20,20 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return zero_times(log_p.exp(), log_p - log_q).sum(-1)
 
 
-def entropy(log_p: Tensor) -> Tensor:
-    """H(p) over the last dimension, in nats."""
-    return -zero_times(log_p.exp(), log_p).sum(-1)
+def log_of_sum(logits: Tensor, highest: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Logarithm of the sum of exp(logits) [...], in double precision, and the softmax [..., C].
+
+    `highest` are the highest logits [...], if they are known.
+    """
+    highest = logits.amax(-1) if highest is None else highest
+    p = (logits - highest.unsqueeze(-1)).exp_()
+    total = p.sum(-1)
+    return highest.double() + total.double().log(), p.div_(total.unsqueeze(-1))
+
+
+def square_norm(x: Tensor) -> Tensor:
+    """Sum of squares over the last dimension, in double precision."""
+    return torch.as_tensor(torch.linalg.vector_norm(x, dim=-1)).double().square()
 
 
 def nll(log_p: Tensor, labels: Tensor | None) -> Tensor:
@@ -31,25 +42,23 @@ def nll(log_p: Tensor, labels: Tensor | None) -> Tensor:
     return torch.where(ignored, torch.nan, -log_p.gather(-1, index).squeeze(-1))
 
 
-def brier(log_p: Tensor, labels: Tensor | None) -> Tensor:
-    """Sum over classes of (p - onehot(label))^2 [..., N]; NaN where the label is to be ignored."""
-    ignored, index = _index(log_p, labels)
-    p = log_p.exp()
-    return torch.where(ignored, torch.nan, (p**2).sum(-1) - 2 * p.gather(-1, index).squeeze(-1) + 1)
+def brier(p: Tensor, labels: Tensor | None) -> Tensor:
+    """Sum over classes of (p - onehot(label))^2 [..., N] for p [..., N, C]; NaN where the label is to be ignored."""
+    ignored, index = _index(p, labels)
+    return torch.where(ignored, torch.nan, square_norm(p) - 2 * p.gather(-1, index).squeeze(-1).double() + 1)
 
 
-def hits(log_p: Tensor, labels: Tensor | None) -> Tensor:
-    """1 where the most probable class is the label, else 0 [..., N]; NaN where the label is to be ignored."""
-    ignored, index = _index(log_p, labels)
-    return torch.where(ignored, torch.nan, (log_p.argmax(-1) == index.squeeze(-1)).double())
+def hits(scores: Tensor, labels: Tensor | None) -> Tensor:
+    """1 where the class of the highest score is the label, else 0 [..., N]; NaN where the label is to be ignored."""
+    ignored, index = _index(scores, labels)
+    return torch.where(ignored, torch.nan, (scores.max(-1).indices == index.squeeze(-1)).double())
 
 
-def _index(log_p: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which labels to ignore [N], and labels as an index into the last dimension of log_p [..., N, 1]."""
+def _index(scores: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which labels to ignore [N], and labels as an index into the last dimension of scores [..., N, 1]."""
     if labels is None:
         raise ValueError("this quantity needs labels")
-    ignored = labels < 0
-    return ignored, labels.clamp(min=0).expand(log_p.shape[:-1]).unsqueeze(-1)
+    return labels < 0, labels.clamp(min=0).expand(scores.shape[:-1]).unsqueeze(-1)
 
 
 def agree(a: Tensor, b: Tensor) -> bool:

@@ -8,21 +8,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rdrop_probes.divergences import hits, kl, nll
+from rdrop_probes.block_sums import BlockSums, Totals
+from rdrop_probes.distributions import EvalBatch, Term
+from rdrop_probes.divergences import hits, nll
+from rdrop_probes.pairwise_kl import to_reference
 from rdrop_probes.probe import SubModelProbe
 from rdrop_probes.terms import (
-    BlockSums,
-    EvalBatch,
-    Term,
-    Totals,
     correct,
     flip,
-    kl_from_eval,
     kl_to_eval,
     log_likelihood,
-    logit_shift,
+    log_ratio,
     logit_shift_square,
     negative_log_likelihood,
+    offset,
     probability,
     vote,
 )
@@ -57,7 +56,7 @@ class Gap(SubModelProbe):
         "accuracy_mean": "",
         "accuracy_gap": "",
     }
-    terms = (kl_to_eval, kl_from_eval, probability, vote, flip, logit_shift, logit_shift_square)
+    terms = (kl_to_eval, probability, log_ratio, vote, flip, offset, logit_shift_square)
     bias_corrected = frozenset({"kl_mean_to_eval"})
     squared = frozenset({"expectation_linearity"})
     signed = frozenset({"nll_gap", "accuracy_gap"})
@@ -76,31 +75,56 @@ class Gap(SubModelProbe):
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         """Per-example estimates, each [N] or [G, N]."""
-        votes = totals[vote]
-        alike = (votes * (votes - 1)).sum(-1)  # ordered pairs of sub-models that vote alike
+        alike = totals.alike(vote)
         k = totals.count(alike.dim())
         pairs = k * (k - 1)
-        shift = totals[logit_shift].square().sum(-1) - totals[logit_shift_square]
         estimates = {
             "kl_sub_to_eval": totals.mean(kl_to_eval),
-            "kl_eval_to_sub": totals.mean(kl_from_eval),
-            "kl_mean_to_eval": kl(totals.mean(probability).log(), batch.log_p),
+            "kl_eval_to_sub": -totals.weighted(batch.p, log_ratio) / k,
+            "kl_mean_to_eval": self._mean_to_eval(batch, totals),
             "flip_rate": totals.mean(flip),
             "disagreement": torch.where(k > 1, 1 - alike / pairs, torch.nan),
-            "expectation_linearity": torch.where(k > 1, shift / pairs, torch.nan),
+            "expectation_linearity": torch.where(k > 1, _products_of_shifts(batch, totals) / pairs, torch.nan),
         }
         return estimates | (self._labelled(batch, totals) if batch.labels is not None else {})
+
+    def _mean_to_eval(self, batch: EvalBatch, totals: Totals) -> Tensor:
+        """KL(mean p || p_0) [P] or [G, P]; infinite where a class is possible that the eval model rules out."""
+        divergence = totals.of_mean(to_reference, probability, batch)
+        if not batch.ruled_out:
+            return divergence
+        return torch.where(totals.of_mean(_mass_ruled_out, probability, batch) > 0, torch.inf, divergence)
 
     def _labelled(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         if batch.labels is None:
             raise ValueError("accuracy and NLL need labels")
-        mean = totals.mean(probability).log()
         nll_sub, accuracy_sub = totals.mean(negative_log_likelihood), totals.mean(correct)
         return {
             "nll_sub": nll_sub,
             "nll_mean": -totals.mean(log_likelihood),
             "nll_gap": nll_sub - nll(batch.log_p, batch.labels),
             "accuracy_sub": accuracy_sub,
-            "accuracy_mean": hits(mean, batch.labels),
+            "accuracy_mean": totals.of_mean(_hits, probability, batch),
             "accuracy_gap": hits(batch.log_p, batch.labels) - accuracy_sub,
         }
+
+
+def _mass_ruled_out(batch: EvalBatch, p: Tensor) -> Tensor:
+    """The highest probability [..., P] of a class that the eval model rules out."""
+    return torch.where(batch.impossible, p, 0.0).amax(-1)
+
+
+def _hits(batch: EvalBatch, p: Tensor) -> Tensor:
+    return hits(p, batch.labels)
+
+
+def _products_of_shifts(batch: EvalBatch, totals: Totals) -> Tensor:
+    """Sum over ordered pairs of different sub-models of <z_i - z_0, z_j - z_0> [P] or [G, P].
+
+    z_k - z_0 = r_k + c_k, with c_k the offset of the normalisers, in every class that is not ruled out.
+    """
+    offsets, squares = totals[offset], totals[logit_shift_square]
+    ratios = totals.weighted(torch.ones_like(batch.p), log_ratio)
+    possible = (~batch.impossible).sum(-1)
+    square = totals.product(log_ratio, log_ratio) + offsets * (2 * ratios + possible * offsets)
+    return torch.where(torch.isfinite(squares), square - squares, torch.inf)

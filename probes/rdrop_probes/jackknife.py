@@ -6,12 +6,20 @@ m", Statistics and Computing 9. With one sub-model a block they are the classica
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from rdrop_probes.block_sums import BlockSums, Totals
+from rdrop_probes.by_example import ByExample
 from rdrop_probes.columns import Column, as_floats
+from rdrop_probes.distributions import EvalBatch
+
+Estimator = Callable[[EvalBatch, Totals], dict[str, Tensor]]
+"""Estimates [P] by name from sums, or [G, P] from sums with a leading dimension G."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Jackknife:
     weights: Tensor | None = None
     infinite: Tensor | None = None
 
-    @property
+    @cached_property
     def corrected(self) -> Tensor:
         """Bias-corrected estimate [N]: G full - sum_g (1 - m_g / K) without_g."""
         shares = self.sizes.double() / self.sizes.sum()
@@ -46,7 +54,7 @@ class Jackknife:
     def column(self, *, corrected: bool, proportion: bool = False) -> Column:
         """Column of the estimates, bias-corrected or as they are."""
         values = self.corrected if corrected else self.full
-        usable = torch.isfinite(values) & torch.isfinite(self.without).all(0)
+        usable = torch.isfinite(values + self.without.sum(0))
         weights = torch.ones_like(values) if self.weights is None else self.weights
         leave_out = torch.where(usable, weights * self.without, 0.0).sum(1)
         return Column(
@@ -58,3 +66,21 @@ class Jackknife:
             infinite=None if self.infinite is None else as_floats(self.infinite),
             proportion=proportion,
         )
+
+
+def jackknives(
+    estimate: Estimator, batch: EvalBatch, sums: BlockSums, examples: ByExample, blocks: int | None = None
+) -> dict[str, Jackknife]:
+    """Estimates by example over the first `blocks` blocks (all by default), with and without each of them.
+
+    Empty until the last of the batch's rows are in; `examples` keeps what comes before.
+    """
+    full = estimate(batch, sums.total(blocks))
+    without = estimate(batch, sums.leave_one_out(blocks))
+    found = {}
+    for name, values in full.items():
+        means = examples.means(batch, f"{name}/{blocks}", torch.cat([values[None], without[name]]))
+        if means is not None:
+            sizes = sums.sizes[:blocks].to(values.device)
+            found[name] = Jackknife(means.values[0], means.values[1:], sizes, means.weights, means.infinite)
+    return found

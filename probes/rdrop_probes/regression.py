@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rdrop_probes.block_sums import BlockSums, Totals
 from rdrop_probes.convergence import ConvergingProbe
+from rdrop_probes.distributions import Distributions, EvalBatch, Term
 from rdrop_probes.families import Gaussian
 from rdrop_probes.probe import SubModelProbe
-from rdrop_probes.terms import BlockSums, EvalBatch, Term, Totals, logit_shift, logit_shift_square
+from rdrop_probes.terms import logit_shift, logit_shift_square
 
 
 class GaussianPairwise(ConvergingProbe):
@@ -29,11 +31,15 @@ class GaussianPairwise(ConvergingProbe):
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         """EPKL and MSE between passes, each [P] or [G, P]; NaN where fewer than two sub-models are summed."""
-        together = totals[logit_shift].square().sum(-1)
+        together = totals.product(logit_shift, logit_shift)
         k = totals.count(together.dim())
         pairs = 2 * (k * totals[logit_shift_square] - together)
         squared = torch.where(k > 1, pairs / (k * (k - 1)), torch.nan)
         return {"epkl": squared / (2 * variance(batch)), "pairwise_mse": squared / batch.logits.shape[-1]}
+
+    def epkl(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
+        """EPKL alone."""
+        return {"epkl": self.estimate(batch, totals)["epkl"]}
 
 
 class GaussianGap(SubModelProbe):
@@ -68,12 +74,12 @@ class GaussianGap(SubModelProbe):
         """Sub-model metrics by jackknife, those of the eval model as they are."""
         super().update(batch, sums)
         if batch.labels is not None:
-            self.keep_plain(batch, "mse_eval", mean_squared_error(batch, batch.logits))
+            self.keep_plain(batch, "mse_eval", mean_squared_error(batch, batch.scores))
 
     def estimate(self, batch: EvalBatch, totals: Totals) -> dict[str, Tensor]:
         """Per-row estimates, each [P] or [G, P]."""
         squares = totals[logit_shift_square]
-        together = totals[logit_shift].square().sum(-1) - squares
+        together = totals.product(logit_shift, logit_shift) - squares
         k = totals.count(squares.dim())
         shift = torch.where(k > 1, together / (k * (k - 1)), torch.nan)
         twice = 2 * variance(batch)
@@ -85,8 +91,8 @@ class GaussianGap(SubModelProbe):
         if batch.labels is None:
             return found
         sub = totals.mean(squared_error)
-        mean = mean_squared_error(batch, batch.logits + totals.mean(logit_shift))
-        return found | {"mse_sub": sub, "mse_mean": mean, "mse_gap": sub - mean_squared_error(batch, batch.logits)}
+        mean = mean_squared_error(batch, batch.scores + totals.mean(logit_shift))
+        return found | {"mse_sub": sub, "mse_mean": mean, "mse_gap": sub - mean_squared_error(batch, batch.scores)}
 
 
 def variance(batch: EvalBatch) -> float:
@@ -96,9 +102,9 @@ def variance(batch: EvalBatch) -> float:
     return batch.family.variance
 
 
-def squared_error(batch: EvalBatch, outputs: Tensor, _normalised: Tensor) -> Tensor:
+def squared_error(seen: Distributions) -> Tensor:
     """Term: mean over outputs of (f_k - target)^2 [k, P]; NaN where no target is known."""
-    return mean_squared_error(batch, outputs)
+    return mean_squared_error(seen.batch, seen.logits)
 
 
 def mean_squared_error(batch: EvalBatch, outputs: Tensor) -> Tensor:

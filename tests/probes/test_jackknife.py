@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from rdrop_probes.block_sums import BlockSums
+from rdrop_probes.distributions import Distributions, EvalBatch, Term
 from rdrop_probes.jackknife import Jackknife
-from rdrop_probes.terms import BlockSums, EvalBatch, Term
 
 
 def statistic(values: np.ndarray) -> float:
@@ -67,19 +68,19 @@ def test_an_example_without_a_value_takes_no_part_in_the_leave_out_sums():
     assert np.isnan(column.mask_variance).tolist() == [False, True, False]
 
 
-def mean_of_logits(_batch, logits, _log_p):
-    return logits
+def mean_of_logits(seen):
+    return seen.logits
 
 
 @pytest.mark.parametrize("count", [2, 31, 32, 33, 70])
 @pytest.mark.parametrize("step", [1, 7, 100])
 def test_block_sums_are_the_sums_of_consecutive_sub_models(count, step):
     z = torch.randn(count, 3, 2, dtype=torch.float64)
-    batch = EvalBatch(0, 0, None, z[0], z[0], None)
+    batch = EvalBatch(0, None, z[0])
     term: Term = mean_of_logits
-    sums = BlockSums([term], count)
+    sums = BlockSums([term], count, rows=3)
     for start in range(0, count, step):
-        sums.add(batch, start, z[start : start + step], z[start : start + step])
+        sums.add(start, Distributions(batch, z[start : start + step]))
     assert int(sums.sizes.sum()) == count
     assert sums.blocks == min(count, 32)
     assert int(sums.sizes.max() - sums.sizes.min()) <= 1

@@ -11,21 +11,22 @@ import torch
 from scipy import stats
 from torch import nn
 
-from rdrop_probes import measure as engine
-from rdrop_probes import terms
+from rdrop_probes import block_sums, distributions, summing
 from rdrop_probes.batch import Batch
 from rdrop_probes.calibration import Calibration
 from rdrop_probes.columns import Column
+from rdrop_probes.discovery import find_sites
 from rdrop_probes.families import CATEGORICAL, Gaussian
 from rdrop_probes.gap import Gap
 from rdrop_probes.jacobian import Jacobian
-from rdrop_probes.masks import stream
 from rdrop_probes.measure import measure
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.regression import GaussianGap, GaussianPairwise
 from rdrop_probes.settings import Settings
+from rdrop_probes.state import preserved
 from rdrop_probes.statistics import compare, metric
+from rdrop_probes.submodels import SubModels
 
 N, L, D, C, K = 7, 5, 4, 3, 6
 ALL = [PairwiseKL, Gap, Calibration]
@@ -56,15 +57,12 @@ def batch():
     return Batch(torch.randn(N, L, D), N, 0, torch.randint(0, C, (N, L)), places)
 
 
-def passes(model, batch, count=K, item=0):
-    """Outputs [K, N, L, C] of the very sub-models that are measured: every mask filled from its stream."""
-    found = []
-    for k in range(count):
-        generator = stream(0, item, k, torch.device("cpu"))
-        mask = torch.empty(batch.n, L, 16).bernoulli_(0.7, generator=generator) / 0.7
-        h = torch.tanh(model.body(batch.inputs)) * mask
-        found.append(model.head(h + h.roll(1, 1) / 2).double())
-    return torch.stack(found).detach()
+def passes(model, batch):
+    """Outputs [K, N, L, C] of the very sub-models that are measured, one by one."""
+    with preserved(model):
+        plan = find_sites(model, lambda n: model(batch.inputs[torch.arange(n) % batch.n]), batch.n)
+        sub_models = SubModels(model, model, plan, count=K, strategy="loop")
+        return torch.cat([chunk.logits for chunk in sub_models.logits(batch.inputs, batch.n, batch.start)]).double()
 
 
 def measured(model, batches, probes, **settings):
@@ -132,7 +130,8 @@ def test_groups_of_rows_change_no_number(model, batch, monkeypatch):
     for probes in (ALL, [PairwiseKL]):
         whole = measured(model, [batch], probes)
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "rows_that_fit", lambda classes: 4)
+            patch.setattr(summing, "rows_that_fit", lambda *_: 4)
+            patch.setattr(summing, "IN_CACHE", 2 * C)
             parts = measured(model, [batch], probes)
         assert whole.columns.keys() == parts.columns.keys()
         for name, column in whole.columns.items():
@@ -141,13 +140,13 @@ def test_groups_of_rows_change_no_number(model, batch, monkeypatch):
             assert other.weights == pytest.approx(column.weights)
             if column.mask_variance is not None:
                 assert other.mask_variance == pytest.approx(column.mask_variance, nan_ok=True, rel=1e-6, abs=1e-15)
-        assert torch.equal(whole.predictions, parts.predictions)
 
 
 def test_many_classes_are_summed_in_fewer_blocks_and_single_precision(model, batch, monkeypatch):
     whole = measured(model, [batch], ALL).columns
-    monkeypatch.setattr(terms, "MANY_CLASSES", 2)
-    monkeypatch.setattr(terms, "FEW_BLOCKS", 3)
+    for module in (block_sums, distributions):
+        monkeypatch.setattr(module, "MANY_CLASSES", 2)
+    monkeypatch.setattr(block_sums, "FEW_BLOCKS", 3)
     lean = measured(model, [batch], ALL).columns
     for name in ("epkl", "nll_mean", "disagreement", "kl_sub_to_eval", "brier_mean"):
         assert lean[name].values == pytest.approx(whole[name].values, nan_ok=True, rel=1e-5, abs=1e-7), name
@@ -308,12 +307,13 @@ from rdrop_probes.jacobian import Jacobian
 from rdrop_probes.batch import Batch
 from rdrop_probes.measure import measure
 from rdrop_probes.settings import Settings
+from rdrop_probes.state import preserved
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.calibration import Calibration
-from rdrop_probes import terms
+from rdrop_probes import block_sums
 torch.set_num_threads(1)
-terms.MEMORY = 2**28
+block_sums.total_memory = lambda device: 2**28 * block_sums.SHARE_OF_SUMS
 model = nn.Sequential(nn.Embedding(50_000, 8), nn.Dropout(0.1), nn.Linear(8, 50_000)).eval()
 ids = torch.randint(0, 50_000, (1, 60))
 places = torch.ones(1, 60, dtype=torch.bool)
