@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ from rdrop_analysis.errors import INTERRUPTED, CheckpointError, RDropAnalysisErr
 from rdrop_analysis.gallery import most_inconsistent
 from rdrop_analysis.identity import tool_version
 from rdrop_analysis.journal import JournalError
-from rdrop_analysis.measuring import Measured, measure_subject
+from rdrop_analysis.measuring import USUAL, Measured, measure_subject
 from rdrop_analysis.results import Results
 from rdrop_analysis.sources import Source
 from rdrop_analysis.subjects import Entry, Models, entries
@@ -44,13 +44,15 @@ from rdrop_probes.strategies import Strategy
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
+DEFAULT_TOLERANCE = 0.05  # of the mean EPKL
 
 
 def analyze(
     models: Models,
     data: object = None,
     *,
-    sub_models: int = 32,
+    sub_models: int | Literal["auto"] = 32,
+    tolerance: float | None = None,
     probes: str | Sequence[str] | None = None,
     seed: int = 0,
     masks: Masks = "per-example",
@@ -60,6 +62,7 @@ def analyze(
     reference: str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
+    memory: int | None = None,
     device: str = "cpu",
     unit: Unit = "nats",
     trust_code: bool = False,
@@ -75,11 +78,14 @@ def analyze(
         data: a built-in name (`digits`), a file (arrays, or texts and images that the checkpoint's own tokenizer or
             processor reads), `mod:callable`, an `(inputs, labels)` pair, or an iterable of batches; None takes the
             data that a self-describing checkpoint names.
-        sub_models: K, how many sub-models to sample, at least 2.
+        sub_models: K, how many sub-models to sample, at least 2; "auto" lets a pilot choose as few as will do.
+        tolerance: with "auto", how far the mean EPKL of these very examples may be from what infinitely many sub-models
+            would give, with 95% confidence and relative to it; 0.05 by default.
         probes: names of the probes to run; None runs all that fit the data.
         seed: every mask follows from it; the same masks serve all checkpoints of one architecture.
         masks: "per-example" as in training, or "shared" by all examples, so that a sub-model is one network.
-        strategy: "auto", or "vmap" or "loop" to insist on how sub-models are run.
+        strategy: "auto" tries how sub-models are run fastest; "vmap", "fold" and "loop" insist, and then nothing
+            goes by a clock: two runs give the same numbers bit for bit.
         model: builds the module that plain state dicts are loaded into, strictly.
         task: what the outputs are, a name in `rdrop_analysis.tasks.TASKS`; "auto" goes by what the checkpoint says,
             else by the shapes of outputs and labels.
@@ -87,6 +93,7 @@ def analyze(
             alpha 0, else the first.
         batch_size: examples at a time; None chooses by the size of an example.
         limit: use only the first examples.
+        memory: bytes that a run may take, about, beyond model and data; None for what the machine has.
         device: where to run, such as "cpu" or "cuda".
         unit: what divergences are shown in.
         trust_code: read pickled modules and TorchScript, which run code of theirs when read.
@@ -104,7 +111,7 @@ def analyze(
         CheckpointError, DataError, UnsafeFileError: see these; with `keep_going` only if nothing was measured.
         PartDone: this process has done its part of the work, and the numbers come together in another.
     """
-    settings = _settings(sub_models, seed, masks, strategy)
+    settings = _settings(sub_models, tolerance, seed, masks, strategy, memory)
     for name, value, allowed in (("task", task, (AUTO, *TASKS)), ("unit", unit, get_args(Unit))):
         if value not in allowed:
             raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
@@ -121,11 +128,13 @@ def analyze(
     run.measure_all(named)
     config: dict[str, object] = {
         "sub_models": sub_models,
+        "tolerance": settings.tolerance,
         "seed": seed,
         "masks": masks,
         "strategy": strategy,
         "batch_size": batch_size,
         "limit": limit,
+        "memory": memory,
         "task": run.tasks,
         "probes": list(probes) if probes is not None else run.probes_run(),
         "unit": unit,
@@ -234,9 +243,16 @@ class _Run:
             batch_size=options.batch_size,
             progress=advance,
             place=self.place,
+            known=self._sub_models_known,
         )
         self.source.keep(data)
         return measured
+
+    @property
+    def _sub_models_known(self) -> int | None:
+        """K where masks are shared and the first checkpoint has chosen: they are compared sub-model by sub-model."""
+        first = self.measured[0].measurement if self.measured else None
+        return first.sub_models if first is not None and first.shared_masks else None
 
     def _end_of_part(self) -> Exception:
         """How it ends where numbers do not come together: as it does for the other workers of the same part."""
@@ -273,15 +289,27 @@ class _Run:
         return Results(record, per_example_table(self.measured, data))
 
 
-def _settings(sub_models: int, seed: int, masks: Masks, strategy: Strategy) -> Settings:
-    for name, number in (("sub_models", sub_models), ("seed", seed)):
+def _settings(
+    sub_models: int | Literal["auto"],
+    tolerance: float | None,
+    seed: int,
+    masks: Masks,
+    strategy: Strategy,
+    memory: int | None,
+) -> Settings:
+    if tolerance is not None and sub_models != "auto":
+        raise UsageError('a tolerance goes with sub_models="auto": leave one of them out')
+    if sub_models == "auto":
+        tolerance = DEFAULT_TOLERANCE if tolerance is None else tolerance
+    count = USUAL if sub_models == "auto" else sub_models
+    for name, number in (("sub_models", count), ("seed", seed)):
         if not isinstance(number, int) or number < 0:
             raise UsageError(f"{name} must be a whole number from 0 up, not {number!r}")
     for name, value, allowed in (("masks", masks, get_args(Masks)), ("strategy", strategy, get_args(Strategy))):
         if value not in allowed:
             raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
     try:
-        return Settings(sub_models=sub_models, seed=seed, masks=masks, strategy=strategy)
+        return Settings(count, seed, masks, strategy, tolerance=tolerance, memory=memory)
     except ValueError as problem:
         raise UsageError(str(problem)) from problem
 

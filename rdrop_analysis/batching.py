@@ -30,18 +30,18 @@ class Batching:
             yield from map(reader.rows, replace(data, pieces=(piece,)).batches(size))
 
 
-def batching(reader: Reader, data: Data, wanted: int | None) -> Batching:
+def batching(reader: Reader, data: Data, wanted: int | None, memory: int | None = None) -> Batching:
     """Batches whose largest tensor has at most 2^22 numbers and whose sums over sub-models fit into memory.
 
-    At most 256 examples, or the `wanted` number of them where that fits. Every shape is weighed by a pass over two
-    examples: attention grows with the square of the length.
+    At most 256 examples, or the `wanted` number of them where that fits. `memory` is for everything, in bytes. Every
+    shape is weighed by a pass over two examples: attention grows with the square of the length.
     """
     weighed: dict[object, tuple[float, int]] = {}
     sizes, cut = [], False
     for piece in data.pieces:
         shape = tuple(tensor.shape[1:] for tensor in named_tensors(piece.inputs).values())
         if shape not in weighed:
-            weighed[shape] = _weigh(reader, replace(data, pieces=(piece,)))
+            weighed[shape] = _weigh(reader, replace(data, pieces=(piece,)), memory)
         numbers, fitting = weighed[shape]
         size = min(MAX_BATCH, int(NUMBERS_A_TENSOR // numbers)) if wanted is None else wanted
         cut |= wanted is not None and wanted > max(fitting, 1) and len(piece) > max(fitting, 1)
@@ -49,11 +49,11 @@ def batching(reader: Reader, data: Data, wanted: int | None) -> Batching:
     return Batching(tuple(sizes), cut)
 
 
-def _weigh(reader: Reader, data: Data) -> tuple[float, int]:
+def _weigh(reader: Reader, data: Data, memory: int | None) -> tuple[float, int]:
     """Numbers of an example in the largest tensor of the eval pass, and how many examples' sums fit into memory."""
     sample: Batch = next(data.batches(LOOKED_AT))
     rows = reader.rows(sample)
     with preserved(reader.model), flags(reader.model, ()):
         numbers = max(1.0, largest_tensor(lambda: reader(rows.inputs)) / len(sample))
     places = 1 if rows.places is None else max(1, rows.places[0].numel())
-    return numbers, rows_that_fit(reader.n_classes) // places
+    return numbers, rows_that_fit(reader.n_classes, memory) // places

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from torch import nn
@@ -21,6 +21,7 @@ from rdrop_probes.columns import Column
 from rdrop_probes.items import Work
 from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
+from rdrop_probes.precision import PILOT, PILOT_EXAMPLES, PILOT_NUMBERS, Pilot
 from rdrop_probes.probe import Probe
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
@@ -31,6 +32,7 @@ from rdrop_probes.strategies import StrategyError
 from rdrop_probes.summing import NotFiniteError
 
 SAMPLE = 32  # examples that a model is looked at with at most before it is measured
+USUAL = 32  # sub-models, unless something is said
 CUT = "the batch size was cut to the examples whose sums over sub-models fit into memory"
 
 Scalar = str | int | float | bool | None
@@ -78,8 +80,9 @@ def measure_subject(
     batch_size: int | None,
     progress: Callable[[int], None],
     place: Place | None = None,
+    known: int | None = None,
 ) -> Measured:
-    """Run the probes on one model; `place` says which work items are measured here.
+    """Run the probes on one model; `place` says which work items are measured here, `known` K if it is decided.
 
     Raises:
         DataError: the model and the data do not go together, or the logits are not finite.
@@ -98,7 +101,7 @@ def measure_subject(
     if place is not None and place.shares_or_keeps:
         key = key_of(reader, data, settings, chosen, file_digest=subject.sha256, batch_size=batch_size)
         work = place.work(subject.name, key, chosen, progress)
-    plan = _decided(work, reader, data, batch_size)
+    plan = _decided(work, reader, data, batch_size, settings.memory)
     try:
         found = measure(
             subject.model,
@@ -109,17 +112,42 @@ def measure_subject(
             family=reader.family,
             progress=progress,
             work=work,
+            pilot=None if settings.tolerance is None else _pilot(reader, data, known),
         )
     except StrategyError as problem:
         raise UsageError(f"{subject.name}: {problem}") from problem
     except (NotFiniteError, SilentSiteError, LayoutError) as problem:
         raise DataError(f"{subject.name}: {problem}{_hint(problem, reader)}") from problem
-    return _measured(subject, found, reader, chosen, cut=plan.cut)
+    measured = _measured(subject, found, reader, chosen, cut=plan.cut)
+    return measured if settings.tolerance is None else _with_precision(measured, settings.tolerance)
 
 
-def _decided(work: Work, reader: Reader, data: Data, batch_size: int | None) -> Batching:
+def _pilot(reader: Reader, data: Data, known: int | None) -> Pilot:
+    """Some examples from all over the data, as many as a pilot can keep the outputs of."""
+    rows = reader.rows(next(data.batches(1))).places
+    numbers = PILOT * reader.n_classes * (1 if rows is None else rows[0].numel())
+    n = max(1, min(PILOT_EXAMPLES, PILOT_NUMBERS // numbers))
+    return Pilot([reader.rows(batch) for batch in data.spread(n)], data.n_examples, known)
+
+
+def _with_precision(measured: Measured, tolerance: float) -> Measured:
+    """With a finding that says how many sub-models a pilot chose, and what came of it."""
+    found, epkl = measured.measurement, measured.result.metrics.get("epkl")
+    if found.foreseen is None or epkl is None or not epkl.estimate or epkl.mask_high is None:
+        return measured
+    width = (epkl.mask_high - epkl.estimate) / epkl.estimate
+    text = (
+        f"{found.sub_models} sub-models, by a pilot: the mean EPKL of these examples is known to ±{width:.1%}"
+        f" (asked for ±{tolerance:.1%}, foretold ±{found.foreseen:.1%}); the usual {USUAL} would have been"
+        f" {USUAL / found.sub_models:.1f} times as many"
+    )
+    finding = Finding(code="sub_models_chosen", message=text, checkpoint=measured.result.name)
+    return replace(measured, findings=[*measured.findings, finding])
+
+
+def _decided(work: Work, reader: Reader, data: Data, batch_size: int | None, memory: int | None) -> Batching:
     """How the data are cut into work items, as it was decided for all workers and for runs that go on."""
-    plan = Batching(**work.decide("batching", lambda: asdict(batching(reader, data, batch_size))))
+    plan = Batching(**work.decide("batching", lambda: asdict(batching(reader, data, batch_size, memory))))
     pieces = zip(data.pieces, plan.sizes, strict=True)
     starts = [start for piece, size in pieces for start in range(piece.start, piece.start + len(piece), size)]
     work.lay_out(starts, data.n_examples)

@@ -373,7 +373,7 @@ def test_each_length_has_a_batch_size_of_its_own(monkeypatch):
     data = load_data([torch.randint(0, 11, (40, 2)), torch.randint(0, 11, (40, 50))])
     reader, _ = read(Long(), data.pieces[0].inputs, task="tokens")
     assert batching_module.batching(reader, data, None).sizes == (50, 2)
-    monkeypatch.setattr(batching_module, "rows_that_fit", lambda classes: 200)
+    monkeypatch.setattr(batching_module, "rows_that_fit", lambda *_: 200)
     cut = batching_module.batching(reader, data, 30)
     assert (cut.sizes, cut.cut) == ((30, 4), True)
     assert sum(batch.n for batch in cut.batches(reader, data)) == 80

@@ -12,6 +12,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rdrop_probes.divergences import kl
+
 FamilyName = Literal["categorical", "gaussian"]
 
 
@@ -28,6 +30,10 @@ class Categorical:
     def prediction(self, normalised: Tensor) -> Tensor:
         """Most probable class [...]."""
         return normalised.argmax(-1)
+
+    def between(self, a: Tensor, b: Tensor) -> Tensor:
+        """Mean of KL in both orders [...] between log-probabilities [..., C], in nats."""
+        return (kl(a, b) + kl(b, a)) / 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class Gaussian:
     def prediction(self, outputs: Tensor) -> Tensor:
         """The output [...] where there is one, their mean where there are several."""
         return outputs.mean(-1)
+
+    def between(self, a: Tensor, b: Tensor) -> Tensor:
+        """KL [...] between outputs [..., D], the same in both orders, in nats."""
+        return (a - b).square().sum(-1) / (2 * self.variance)
 
 
 Family = Categorical | Gaussian

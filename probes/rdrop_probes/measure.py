@@ -6,7 +6,9 @@ Each batch is a work item with probes of its own; the measurement is the merge o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from rdrop_probes.divergences import agree
 from rdrop_probes.families import CATEGORICAL, Family
 from rdrop_probes.items import Item, Votes, Work
 from rdrop_probes.measurement import Measurement
+from rdrop_probes.memory import SHARE_OF_GRADIENTS, Space
+from rdrop_probes.precision import Pilot, run_pilot
 from rdrop_probes.probe import Probe
 from rdrop_probes.settings import Settings, effective
 from rdrop_probes.sharing import SharedGradients
@@ -40,6 +44,7 @@ def measure(
     family: Family = CATEGORICAL,
     progress: Callable[[int], None] = lambda _: None,
     work: Work | None = None,
+    pilot: Pilot | None = None,
 ) -> Measurement:
     """Measure `model` on `batches` (at least one); it is left exactly as it was found.
 
@@ -51,6 +56,7 @@ def measure(
         settings: number of sub-models, seed, masks, strategy.
         family: what a row of the output stands for; a categorical distribution by default.
         progress: called after each item that is measured here with its number of examples.
+        pilot: with `settings.tolerance`, the examples by which the number of sub-models is chosen.
         work: which items are measured here and what becomes of them; by default all of them, in memory.
 
     Raises:
@@ -59,7 +65,7 @@ def measure(
         PartDone: the items were measured, and are merged elsewhere.
     """
     with preserved(model):
-        return _Pass(model, forward, probes, settings, family, work or Work()).run(batches, progress)
+        return _Pass(model, forward, probes, settings, family, work or Work(), pilot).run(batches, progress)
 
 
 class _Pass:
@@ -73,6 +79,7 @@ class _Pass:
         settings: Settings,
         family: Family,
         work: Work,
+        pilot: Pilot | None,
     ) -> None:
         self._model = model
         self._forward = forward
@@ -80,6 +87,9 @@ class _Pass:
         self._settings = settings
         self._family = family
         self._work = work
+        self._pilot = pilot
+        self._space = Space()
+        self._foreseen: float | None = None
         self._findings: dict[str, str] = {}
         self._failures: dict[str, str] = {}
 
@@ -103,6 +113,7 @@ class _Pass:
 
         self._plan = find_sites(self._model, run, batch.n)
         self._settings = effective(self._settings, self._plan, self._findings)
+        self._choose_sub_models()
         settings = self._settings
         self._sub_models = SubModels(
             self._model,
@@ -119,6 +130,21 @@ class _Pass:
         self._choose_strategy(batch)
         self._choose_gradients(batch)
 
+    def _choose_sub_models(self) -> None:
+        """Decide by a pilot how many sub-models make the interval as tight as asked."""
+        settings, pilot, tolerance = self._settings, self._pilot, self._settings.tolerance
+        if tolerance is None or pilot is None or not self._plan.stochastic:
+            return
+
+        def decide() -> dict[str, Any]:
+            run = run_pilot(self._model, self._forward, self._plan, pilot, settings=settings, family=self._family)
+            k = pilot.known or run.enough(tolerance)
+            return {"sub_models": k, "half_width": run.half_width(k)}
+
+        decided = self._work.decide("sub_models", decide)
+        self._settings = replace(settings, sub_models=decided["sub_models"])
+        self._foreseen = float(decided["half_width"])
+
     def _choose_strategy(self, batch: Batch) -> None:
         """Decide on the first batch of all data, once for all workers, how sub-models are run."""
         terms = [term for kind in self._kinds for term in kind().terms_for(labels=batch.labels is not None)]
@@ -132,7 +158,12 @@ class _Pass:
     def _choose_gradients(self, batch: Batch) -> None:
         """Decide likewise how gradients are taken."""
         self._gradients = SharedGradients(
-            self._model, self._forward, self._plan, seed=self._settings.seed, family=self._family
+            self._model,
+            self._forward,
+            self._plan,
+            seed=self._settings.seed,
+            family=self._family,
+            memory=None if self._settings.memory is None else self._settings.memory // SHARE_OF_GRADIENTS,
         )
         takers = _takers(self._fresh())
         if takers:
@@ -170,7 +201,15 @@ class _Pass:
     def _item(self, batch: Batch) -> Item:
         """Measure one batch."""
         item = Item(batch.start, batch.n, self._fresh())
-        summing = Summing(batch, self._plan, self._sub_models, item.probes, self._family)
+        summing = Summing(
+            batch,
+            self._plan,
+            self._sub_models,
+            item.probes,
+            self._family,
+            memory=self._settings.memory,
+            space=self._space,
+        )
         outputs = batch.rows(self._sub_models.eval_logits(batch.inputs, batch.n, batch.start))
         if summing.terms and not self._plan.erratic:
             self._check_silent(batch)
@@ -232,6 +271,7 @@ class _Pass:
             strategy=self._strategy,
             shared_masks=self._settings.masks == "shared",
             sub_models=self._settings.sub_models,
+            foreseen=self._foreseen,
             rows=found.rows,
         )
         result.collect([probe for probe in found.probes if probe.name not in found.failures])

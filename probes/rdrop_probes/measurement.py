@@ -23,7 +23,8 @@ class Measurement:
     Attributes:
         plan: its sites. columns, units: by metric. tables: fields of `CheckpointResult`. findings: by code.
         strategy: how sub-models were run. shared_masks: whether all examples had the same masks.
-        sub_models: how many were run. rows: how many rows (examples, tokens, labels) count.
+        sub_models: how many were run. foreseen: half the interval of the mean EPKL over masks, relative to it, that a
+            pilot foretold for them; None without a pilot. rows: how many rows (examples, tokens, labels) count.
         predictions: [N], the eval model's classes or numbers; empty where examples have several rows.
         votes: the most voted classes of the sub-models; None if no probe counts votes, or examples have several rows.
     """
@@ -36,6 +37,7 @@ class Measurement:
     strategy: str = ""
     shared_masks: bool = False
     sub_models: int = 0
+    foreseen: float | None = None
     rows: int = 0
     predictions: Numbers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     votes: Votes | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+SHARE_OF_GRADIENTS = 4  # likewise for what autograd saves
 SHARE_OF_SUMS = 4  # a fourth of the memory is for sums over sub-models; models, data and passes need the rest
 UNKNOWN = 2**32  # bytes, where the system does not tell
 

@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from rdrop_analysis.commands.options import AutoInt, NameList, Shard, model_and_data, output, task, trust, verbosity
+from rdrop_analysis.commands.options import (
+    AutoInt,
+    Bytes,
+    NameList,
+    Shard,
+    SubModelCount,
+    model_and_data,
+    output,
+    task,
+    trust,
+    verbosity,
+)
 from rdrop_analysis.files import FORMATS
 
 
@@ -20,7 +31,19 @@ from rdrop_analysis.files import FORMATS
     type=NameList(),
     help="Which probes to run: pairwise_kl, gap, calibration, jacobian, prediction. Default: all that fit the data.",
 )
-@click.option("--sub-models", metavar="N", type=int, default=32, show_default=True, help="How many to sample.")
+@click.option(
+    "--sub-models",
+    type=SubModelCount(),
+    default=32,
+    show_default=True,
+    help="How many to sample; auto takes as few as make the mean EPKL as sure as --tolerance asks.",
+)
+@click.option(
+    "--tolerance",
+    metavar="X",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="With --sub-models auto: how far the mean EPKL of these examples may be off, relative to it. Default: 0.05.",
+)
 @click.option(
     "--masks",
     type=click.Choice(["per-example", "shared"]),
@@ -30,6 +53,11 @@ from rdrop_analysis.files import FORMATS
 )
 @click.option(
     "--batch-size", type=AutoInt(), default="auto", show_default=True, help="Examples at a time; auto goes by memory."
+)
+@click.option(
+    "--memory",
+    type=Bytes(),
+    help="What a run may take beyond model and data, about: 8G, 500M. Default: what the machine has.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use only the first N examples.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="All masks follow from it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,6 +48,28 @@ class AutoInt(click.ParamType):  # type: ignore[type-arg] # generic only in the 
         if number < 1:
             self.fail(f"{value!r} is neither a whole number of at least 1 nor auto", param, ctx)
         return number
+
+
+class SubModelCount(AutoInt):
+    """A whole number of at least 1, or `auto`, which stays as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Number or "auto"."""
+        return super().convert(value, param, ctx) or "auto"
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """An amount of memory: a number of bytes, or one with K, M, G or T behind it (powers of 1024)."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Number of bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no amount of memory: 8G stands for 8 times 1024^3 bytes", param, ctx)
+        number, unit = found.groups()
+        return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
 
 
 class NameList(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click

@@ -94,6 +94,19 @@ class Data:
         pieces = tuple(_rows(piece, 0, n - piece.start) for piece in self.pieces if piece.start < n)
         return replace(self, pieces=pieces, texts=self.texts and self.texts[:n])
 
+    def spread(self, n: int) -> list[Batch]:
+        """Return some `n` examples (all, if there are fewer) at equal distances, a batch for each piece they are in."""
+        step = max(1, self.n_examples // n)
+        return [
+            Batch(
+                map_tensors(lambda t, s=slice(-piece.start % step, None, step): t[s], piece.inputs),  # type: ignore[misc]
+                None if piece.labels is None else piece.labels[-piece.start % step :: step],
+                piece.start,
+            )
+            for piece in self.pieces
+            if -piece.start % step < len(piece)
+        ]
+
     def example_input(self, index: int) -> Inputs:
         """Return the input of one example, without the dimension that counts examples."""
         for piece in self.pieces:
