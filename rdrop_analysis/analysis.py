@@ -99,7 +99,7 @@ def analyze(
         trust_code: read pickled modules and TorchScript, which run code of theirs when read.
         keep_going: collect the failures of single checkpoints in `Results.record.failures` and go on.
         resume: a directory in which finished work items are kept as the run goes; the same call goes on from there, to
-            the same numbers bit for bit. They stay until :func:`rdrop_analysis.journal.discard` removes them.
+            the same numbers bit for bit. They stay until `Results.save`.
         progress: called with (checkpoint, examples done, examples in all).
         place: which work items this process measures, where several share them; it takes the place of `resume`.
 
@@ -286,7 +286,8 @@ class _Run:
             warnings=[*notes, *said_once([f for m in self.measured for f in m.findings], len(self.measured))],
             failures=self.failures,
         )
-        return Results(record, per_example_table(self.measured, data))
+        journals = None if self.failures else self.place.spent_when_saved
+        return Results(record, per_example_table(self.measured, data), journals)
 
 
 def _settings(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import FORMATS, PICTURES, check_writable, write_whole
+from rdrop_analysis.journal import discard
 from rdrop_probes.records import RunRecord, Unit, in_unit, read_record, to_json
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class Results:
         record: everything, as plain data; divergences in nats.
         per_example: one row a checkpoint and example: `checkpoint`, `example`, `label`, `prediction` and one
             column a metric (nats), or None if the results were read from a file without it.
+        journals: directory with the finished work items of this run, which are of no more use once it is saved.
     """
 
     record: RunRecord
     per_example: pd.DataFrame | None
+    journals: Path | None = None
 
     @property
     def unit(self) -> Unit:
@@ -65,6 +68,7 @@ class Results:
 
         Files appear whole or not at all, and `results.json` first, so that the numbers are safe before the
         figures are drawn. With `clear`, the files that an earlier run left under these names are removed before.
+        The work items that `analyze(resume=...)` kept are removed at the end, unless a checkpoint failed.
 
         Raises:
             UsageError: an unknown format.
@@ -85,6 +89,8 @@ class Results:
             _write_figures(self.shown, self.per_example, directory / "figures", pictures)
         if "html" in formats:
             self.report(directory / "report.html")
+        if self.journals is not None:
+            discard(self.journals)
         return directory
 
     def _write_tables(self, directory: Path) -> None:

@@ -7,19 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from rdrop_analysis.belonging import MACHINE, Belonging
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import printable
-from rdrop_analysis.journal import Header, Journal, Stored, decode, encode, journals
+from rdrop_analysis.journal import Header, Journal, decode, encode
 from rdrop_analysis.workers import Team
 from rdrop_probes.columns import State
 from rdrop_probes.items import Item, PartDone, Work, unstorable
 from rdrop_probes.probe import Probe
-
-MACHINE = frozenset({"torch", "device", "threads", "cpu"})  # what shards of one run may differ in
-ROUNDING = 1e-3  # of the largest of a model's first outputs, by which they may differ between machines
-SHOWN = 5
 
 Records = dict[int, bytes]
 
@@ -48,6 +43,11 @@ class Place:
     def keeps_results(self) -> bool:
         """Whether the numbers of whole checkpoints come together in this process."""
         return self.team.leads and self.shard[1] == 1
+
+    @property
+    def spent_when_saved(self) -> Path | None:
+        """Where work items are kept that are of no more use once the results of the whole run are saved."""
+        return self.directories[0] if self.directories and self.keeps_results and not self.stored_only else None
 
     @property
     def shares_or_keeps(self) -> bool:
@@ -88,20 +88,16 @@ class SharedWork(Work):
         self._records: Records = {}
         self._header = Header(checkpoint, key, {}, {}, [], place.shard, dict(place.options))
         self._journal = Journal(place.directories[0], checkpoint) if place.directories else None
-        self._others: set[str] = set()
-        self._stored = list(self._belonging()) if self._team.leads else []
+        looked_in = place.directories if self._team.leads else ()
+        self._earlier = Belonging(self._header, looked_in, merged=place.stored_only)
         self._check_alike({name: value for name, value in key.items() if name not in MACHINE})
 
     def decide(self, name: str, decision: Callable[[], State]) -> State:
         """What the journals say, else what the leader decides."""
 
         def decided() -> State:
-            for stored in self._stored:
-                if name in stored.header.decisions:
-                    return stored.header.decisions[name]
-            if self._place.stored_only:
-                raise DataError(self._nothing())
-            return decision()
+            before = self._earlier.decision(name)
+            return decision() if before is None else before
 
         self._header.decisions[name] = self._team.share(decided)
         return self._header.decisions[name]
@@ -116,13 +112,13 @@ class SharedWork(Work):
         self._header.facts.update(facts)
         self._check_alike({"model": facts["sites"]})
         starts = self._header.starts
-        done = set(self._team.share(self._done))
+        done = set(self._team.share(self._earlier.done))
         number, of = self._place.shard
         wanted = starts[number - 1 :: of]
         left = [start for start in wanted if start not in done]
         if self._team.leads:
-            if self._place.stored_only and left:
-                raise DataError(self._missing(left))
+            if self._place.stored_only:
+                self._earlier.check_all_there(left)
             self._greet(len(wanted) - len(left), len(wanted))
             ends = dict(zip(starts, [*starts[1:], self._n_examples], strict=True))
             self._progress(sum(ends[start] - start for start in done))
@@ -139,9 +135,17 @@ class SharedWork(Work):
         if self._journal is not None:
             self._journal.put(self._header, item.start, record)
         if self._place.keeps_results:
-            self._items.append(item)
+            self._keep(item)
         elif self._place.shard[1] == 1:
             self._records[item.start] = record
+
+    def _keep(self, item: Item) -> None:
+        """Keep an item; those that follow each other from the first of all on become one, and less memory."""
+        first = self._items[0] if self._items else None
+        if first and first.start == self._header.starts[0] and first.start + first.n == item.start:
+            first.merge(item)
+        else:
+            self._items.append(item)
 
     def items(self, fresh: Callable[[], list[Probe]]) -> Iterator[Item]:
         """All items in the order of the data, on the leader.
@@ -156,61 +160,23 @@ class SharedWork(Work):
         records = {start: record for part in gathered for start, record in part.items()}
         mine = {item.start: item for item in self._items}
         self._items.clear()
+        next_start = 0
         for start in self._header.starts:
-            yield mine.pop(start) if start in mine else self._restored(start, records.pop(start, None), fresh())
+            if start >= next_start:
+                item = mine.pop(start, None) or self._restored(start, records.pop(start, None), fresh())
+                next_start = start + item.n
+                yield item
 
     def _restored(self, start: int, record: bytes | None, probes: list[Probe]) -> Item:
         """An item that another worker sent, or that a journal has."""
         if record is not None:
             return Item.restored(decode(record), probes)
-        stored = next(stored for stored in self._stored if start in stored.places)
+        stored = self._earlier.holding(start)
         try:
             return Item.restored(decode(stored.load(start)), probes)
         except (OSError, ValueError) as problem:
             text = f"{stored.path} does not hold what it should ({printable(problem)}): delete it"
             raise DataError(f"{text} and run the same command again") from problem
-
-    def _belonging(self) -> Iterator[Stored]:
-        """The journals that are of this very work, and were decided alike."""
-        first: Stored | None = None
-        for directory in self._place.directories:
-            for stored in journals(directory, self._header.checkpoint):
-                ours, theirs = self._header.key, stored.header.key
-                other = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
-                other -= MACHINE if self._place.stored_only else set()
-                first = first or (None if other else stored)
-                self._others |= other
-                alike = first is not None and stored.header.decisions == first.header.decisions
-                if not other and (alike or self._place.stored_only):
-                    yield stored
-
-    def _done(self) -> list[int]:
-        """Items that journals have of the very model that is measured here."""
-        self._stored = [stored for stored in self._stored if self._is_alike(stored.header)]
-        return sorted(set().union(*(stored.places for stored in self._stored)) & set(self._header.starts))
-
-    def _is_alike(self, theirs: Header) -> bool:
-        """Whether a journal is of the same batches and of a model with the same sites and first outputs."""
-        ours = self._header
-        if theirs.starts != ours.starts:
-            self._others.add("batches")
-        elif theirs.facts.get("sites") != ours.facts["sites"] or not self._same_sample(theirs.facts.get("sample")):
-            self._others.add("model")
-        else:
-            return True
-        return False
-
-    def _same_sample(self, theirs: Any) -> bool:
-        """Whether first outputs are the same: to the bit for a run that goes on, about so from another machine."""
-        ours = self._header.facts["sample"]
-        if theirs == ours or not self._place.stored_only:
-            return bool(theirs == ours)
-        try:
-            found, wanted = np.array(theirs, dtype=float), np.array(ours, dtype=float)
-        except (TypeError, ValueError):
-            return False
-        largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
-        return found.shape == wanted.shape and np.allclose(found, wanted, rtol=0, atol=ROUNDING * largest)
 
     def _check_alike(self, seen: Mapping[str, Any]) -> None:
         """Workers that are to share work see the same."""
@@ -226,23 +192,6 @@ class SharedWork(Work):
             return
         if done:
             self._place.say(f"continuing: {done} of {of} work items of {self._name} were done")
-        elif self._others:
-            where, what = self._place.directories[0], ", ".join(sorted(self._others))
+        elif self._earlier.others:
+            where, what = self._place.directories[0], ", ".join(sorted(self._earlier.others))
             self._place.say(f"starting {self._name} afresh: the unfinished run in {where} was with other {what}")
-
-    def _nothing(self) -> str:
-        where = ", ".join(map(str, self._place.directories))
-        of = f" with the same {', '.join(sorted(self._others))}" if self._others else ""
-        return f"there are no work items of {self._name}{of} in {where}: run its shards first"
-
-    def _missing(self, left: Sequence[int]) -> str:
-        """Which items are missing, and which shards measure them."""
-        starts = self._header.starts
-        if not self._stored:
-            return self._nothing()
-        of = max(stored.header.shard[1] for stored in self._stored)
-        shards = sorted({starts.index(start) % of + 1 for start in left})
-        shown = ", ".join(map(str, left[:SHOWN])) + (", ..." if len(left) > SHOWN else "")
-        text = f"{len(left)} of {len(starts)} work items of {self._name} are missing (from examples {shown})"
-        again = ", ".join(f"--shard {shard}/{of}" for shard in shards[:SHOWN])
-        return f"{text}: run the command {f'with {again}' if of > 1 else 'again'}"

@@ -33,15 +33,15 @@ def numbers(results) -> bytes:
 
 
 def test_one_seed_gives_the_same_results_json_apart_from_times(data):
-    first, second = (analyze({"a": mlp(), "b": mlp(0.1)}, data, sub_models=4) for _ in range(2))
+    first, second = (analyze({"a": mlp(), "b": mlp(0.1)}, data, sub_models=4, strategy="vmap") for _ in range(2))
     assert numbers(first) == numbers(second)
-    assert numbers(analyze({"a": mlp(), "b": mlp(0.1)}, data, sub_models=4, seed=1)) != numbers(first)
+    assert numbers(analyze({"a": mlp(), "b": mlp(0.1)}, data, sub_models=4, strategy="vmap", seed=1)) != numbers(first)
 
 
 def test_the_order_of_checkpoints_does_not_change_numbers(data):
     models = {"a": mlp(), "b": mlp(0.1), "c": mlp(0.5)}
-    forwards = analyze(models, data, sub_models=4, reference="a")
-    backwards = analyze(dict(reversed(models.items())), data, sub_models=4, reference="a")
+    forwards = analyze(models, data, sub_models=4, strategy="vmap", reference="a")
+    backwards = analyze(dict(reversed(models.items())), data, sub_models=4, strategy="vmap", reference="a")
     assert {c.name: c for c in forwards.record.checkpoints} == {c.name: c for c in backwards.record.checkpoints}
     key = ["candidate", "metric"]
     pd.testing.assert_frame_equal(
@@ -254,7 +254,7 @@ def test_per_example_columns_average_to_the_metrics(data):
 
 
 def test_bits_are_shown_and_nats_are_kept(data):
-    nats, bits = (analyze({"a": mlp()}, data, sub_models=4, unit=unit) for unit in ("nats", "bits"))
+    nats, bits = (analyze({"a": mlp()}, data, sub_models=4, strategy="vmap", unit=unit) for unit in ("nats", "bits"))
     assert bits.record.checkpoints == nats.record.checkpoints
     as_shown = [r.summary.set_index("metric").loc["epkl"] for r in (nats, bits)]
     assert as_shown[1]["unit"] == "bits"

@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from rdrop_analysis import analyze, journal
+from rdrop_analysis import analyze, batching, journal
 from rdrop_analysis.cli import main
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.journal import FOLDER, decode, discard, encode, journals, read_journal
@@ -349,6 +349,54 @@ def test_a_merge_says_which_shards_are_missing(project):
     ]
     assert "nothing to merge in net.py" in (empty := run("merge", "net.py")).output
     assert empty.exit_code == 4
+
+
+def with_size(size: int) -> list[str]:
+    command = list(COMMAND)
+    command[command.index("--batch-size") + 1] = str(size)
+    return command
+
+
+def test_shards_that_were_cut_otherwise_are_named_with_the_size_to_give(project, whole):
+    start_from("template", "part")
+    assert run(*with_size(7), "--shard", "3/3", "--output", "part").exit_code == 0
+    for number in (1, 2):
+        assert run(*COMMAND, "--shard", f"{number}/3", "--output", "part").exit_code == 0
+    done = run("merge", "part", "--model", "net.py:Net")
+    assert done.exit_code == 4
+    errors = [line for line in done.output.splitlines() if line.startswith("Error")]
+    assert errors == [
+        "Error: 2 of 6 work items of baseline are missing (from examples 20, 50): run the command with --shard 3/3 and "
+        "--batch-size 10, as shards were cut into other batches on another machine"
+    ]
+    assert run(*COMMAND, "--shard", "3/3", "--output", "part").exit_code == 0
+    merged = run("merge", "part", "--model", "net.py:Net", "--output", "merged")
+    assert merged.exit_code == 0, merged.output
+    assert numbers("merged") == numbers(whole)
+
+
+def test_a_shard_whose_size_was_given_goes_with_others_whose_size_was_chosen(project, whole, monkeypatch):
+    monkeypatch.setattr(batching, "MAX_BATCH", BATCH)
+    start_from("template", "part")
+    auto = [argument for argument in COMMAND if argument not in ("--batch-size", str(BATCH))]
+    assert run(*auto, "--shard", "1/2", "--output", "part").exit_code == 0
+    assert run(*COMMAND, "--shard", "2/2", "--output", "part").exit_code == 0
+    merged = run("merge", "part", "--model", "net.py:Net", "--output", "merged")
+    assert merged.exit_code == 0, merged.output
+    found, expected = (numbers(directory)[0]["checkpoints"] for directory in ("merged", whole))
+    for one, other in zip(found, expected, strict=True):
+        for name, metric in other["metrics"].items():
+            assert one["metrics"][name]["estimate"] == pytest.approx(metric["estimate"], rel=1e-5, abs=1e-9), name
+
+
+def test_what_was_kept_of_a_run_goes_when_its_results_are_saved(tmp_path):
+    data = torch.randn(N, 5), torch.randint(0, 3, (N,))
+    results = analyze(net(0), data, sub_models=2, resume=tmp_path / "kept")
+    assert journals(tmp_path / "kept")
+    analyze(net(0), data, sub_models=2).save(tmp_path / "kept", "json")  # another run's results
+    assert journals(tmp_path / "kept")
+    results.save(tmp_path / "saved", "json")
+    assert not (tmp_path / "kept" / FOLDER).exists()
 
 
 @pytest.mark.parametrize("value", ["0/3", "4/3", "1", "a/b", "1/", "-1/2", "1/2/3"])

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Self
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -161,7 +162,7 @@ class Totals:
     def __init__(self, sums: BlockSums, blocks: int, *, left_out: bool) -> None:
         sizes = sums.sizes[:blocks].double()
         self._count = sizes.sum() - sizes if left_out else sizes.sum()
-        self._sums = sums
+        self._sums: BlockSums = proxy(sums)  # which keep these: in a circle, memory would wait for the collector
         self._blocks = blocks
         self._left_out = left_out
         self._found: dict[object, Tensor] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rdrop_probes.block_sums import BlockSums, Totals
@@ -31,6 +34,42 @@ def bin_statistics(confidence: Tensor, prediction: Tensor, labels: Tensor | None
     return bins.scatter_add_(1, index.T.unsqueeze(-1).expand(-1, -1, 3), values.transpose(0, 1))
 
 
+@dataclass(frozen=True)
+class Gaps:
+    """Confidence less hits of each example, in those of the bins where there is any: few of the 15.
+
+    Attributes:
+        sizes: [N], in how many bins each example is. bins: their numbers, example by example. gaps: what is there.
+    """
+
+    sizes: NDArray[np.uint8]
+    bins: NDArray[np.uint8]
+    gaps: Floats
+
+    @classmethod
+    def of(cls, bins: Floats) -> Self:
+        """From each example's share in the bins [N, BINS, 3]."""
+        gaps = bins[..., 1] - bins[..., 2]
+        examples, places = np.nonzero(gaps)
+        sizes = np.bincount(examples, minlength=len(gaps))
+        return cls(sizes.astype(np.uint8), places.astype(np.uint8), gaps[examples, places])
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Self]) -> Self:
+        """One after the other."""
+        return cls(*(np.concatenate([getattr(piece, name.name) for piece in pieces]) for name in fields(cls)))
+
+    def signed(self) -> Floats:
+        """Sum over bins of sign_b gap_nb [N], the sign being that of the bin's total."""
+        signs = np.sign(np.bincount(self.bins, self.gaps, minlength=BINS))
+        examples = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        return np.bincount(examples, self.gaps * signs[self.bins], minlength=len(self.sizes)).astype(float)
+
+    def state(self) -> list[NDArray[Any]]:
+        """As plain data."""
+        return [self.sizes, self.bins, self.gaps]
+
+
 class Calibration(SubModelProbe):
     """Brier score, and the expected calibration error over 15 equal-width bins (Guo et al. 2017).
 
@@ -46,7 +85,9 @@ class Calibration(SubModelProbe):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bins: dict[str, list[Floats]] = {kind: [] for kind in KINDS}
+        self._gaps: dict[str, list[Gaps]] = {kind: [] for kind in KINDS}
+        self._counts: list[NDArray[np.int32]] = []
+        self._totals: dict[str, Floats] = {kind: np.zeros((BINS, 3)) for kind in KINDS}
         self._leave_out: dict[str, Floats | float] = dict.fromkeys(("sub", "mean"), 0.0)
         self._by_row = True
 
@@ -55,7 +96,7 @@ class Calibration(SubModelProbe):
         return {"brier_sub": totals.mean(brier_term), "brier_mean": totals.of_mean(_brier, probability, batch)}
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
-        """Keep Brier scores and each example's share in the bins [N, BINS, 3]."""
+        """Keep Brier scores, and what each example adds to the gaps of the bins."""
         super().update(batch, sums)
         self.keep_plain(batch, "brier_eval", brier(batch.p, batch.labels))
         confident, votes = sums.kept(confidence), sums.kept(vote)
@@ -78,37 +119,48 @@ class Calibration(SubModelProbe):
     def _bin(self, batch: EvalBatch, kind: str, bins: Tensor) -> None:
         """Keep the bins [P, BINS, 3] by example, and how many rows each example has."""
         by_example = self.examples.total(batch, f"bins/{kind}", bins.movedim(0, -1))
-        if by_example is not None:
-            self._bins[kind].append(as_floats(by_example.movedim(-1, 0)))
-            self._by_row = self._by_row and batch.owners is None
+        if by_example is None:
+            return
+        found = as_floats(by_example.movedim(-1, 0))
+        self._gaps[kind].append(Gaps.of(found))
+        self._totals[kind] += found.sum(0)
+        if kind == "eval":  # all kinds count the same rows
+            self._counts.append(found[..., 0].sum(1).astype(np.int32))
+        self._by_row = self._by_row and batch.owners is None
 
     def merge(self, other: Self) -> None:
         """Append another worker's examples."""
         super().merge(other)
-        for kind, bins in other._bins.items():
-            self._bins[kind].extend(bins)
+        for kind in KINDS:
+            self._gaps[kind] += other._gaps[kind]
+            self._totals[kind] = self._totals[kind] + other._totals[kind]
+        self._counts += other._counts
         self._by_row = self._by_row and other._by_row
         for kind, totals in other._leave_out.items():
             self._leave_out[kind] += totals
 
     def state(self) -> State:
-        """With the bins."""
-        return super().state() | {"bins": self._bins, "leave_out": self._leave_out, "by_row": self._by_row}
+        """With what the examples add to the bins."""
+        gaps = {kind: [piece.state() for piece in pieces] for kind, pieces in self._gaps.items()}
+        own = {"gaps": gaps, "counts": self._counts, "totals": self._totals}
+        return super().state() | own | {"leave_out": self._leave_out, "by_row": self._by_row}
 
     def restore(self, state: State) -> None:
-        """With the bins."""
+        """Take back what :meth:`state` gave."""
         super().restore(state)
-        self._bins, self._leave_out, self._by_row = state["bins"], state["leave_out"], state["by_row"]
+        self._gaps = {kind: [Gaps(*piece) for piece in state["gaps"][kind]] for kind in KINDS}
+        self._counts, self._totals = state["counts"], state["totals"]
+        self._leave_out, self._by_row = state["leave_out"], state["by_row"]
 
     def outcome(self) -> Outcome:
         """Columns with the ECEs, and the reliability diagrams."""
         tables = {}
-        for kind, parts in self._bins.items():
-            if parts:
-                bins = np.concatenate(parts)
-                column = ece_column(bins, self._leave_out.get(kind), by_row=self._by_row)
+        if self._counts:
+            counts = np.concatenate(self._counts).astype(float)
+            for kind, pieces in self._gaps.items():
+                column = ece_column(Gaps.joined(pieces), counts, self._leave_out.get(kind), by_row=self._by_row)
                 self.kept.columns[f"ece_{kind}"] = column
-                tables[kind] = reliability(bins.sum(0))
+                tables[kind] = reliability(self._totals[kind])
         return Outcome(self.kept, {"reliability": tables})
 
 
@@ -122,15 +174,13 @@ def _bins_of(p: Tensor, batch: EvalBatch) -> Tensor:
     return bin_statistics(highest.values, highest.indices, batch.labels)
 
 
-def ece_column(bins: Floats, leave_out: Floats | float | None = None, *, by_row: bool = True) -> Column:
-    """Column whose mean is the ECE, from each example's share in the bins [N, BINS, 3].
+def ece_column(gaps: Gaps, counts: Floats, leave_out: Floats | float | None = None, *, by_row: bool = True) -> Column:
+    """Column whose mean is the ECE, from each example's gaps in the bins and how many rows count of it [N].
 
     `leave_out` has the bins' totals with each block of sub-models left out [G, BINS, 3], where masks are shared.
-    `by_row` says that each example is one row; else it has as many as its bins count.
+    `by_row` says that each example is one row.
     """
-    gaps = bins[..., 1] - bins[..., 2]  # [N, BINS], confidence - hit
-    counts = bins[..., 0].sum(1)
-    values = gaps @ np.sign(gaps.sum(0)) / np.where(counts == 0, np.nan, counts)
+    values = gaps.signed() / np.where(counts == 0, np.nan, counts)
     column = Column(values, tabulated=False, floor=0.0, weights=None if by_row else counts)
     if isinstance(leave_out, np.ndarray):
         column.leave_out = np.abs(leave_out[..., 1] - leave_out[..., 2]).sum(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
@@ -17,6 +18,7 @@ State = dict[str, Any]
 """Plain data: numbers, texts, None, NumPy arrays, and lists and dicts (whose keys are texts) of these."""
 
 FEWEST = 0.5  # degrees of freedom, with fewer of which one example is nearly all there is: no interval
+MOST_WAITING = 0.25  # of what is joined of a column, that may lie beside it in pieces
 EQUAL = 1e-9  # of effective examples, below which weights differ by rounding alone
 
 
@@ -86,12 +88,14 @@ class Column:
 class ColumnSet:
     """Columns by metric name, grown batch by batch and merged between work items.
 
-    Pieces are joined when they are asked for: joining them one by one would take time quadratic in their number.
+    Pieces are joined when they are asked for, or are a quarter of what is joined: joining them one by one would take
+    time quadratic in their number, and many small ones take more memory than their numbers do.
     """
 
     def __init__(self) -> None:
         self._joined: dict[str, Column] = {}
         self._pieces: dict[str, list[Column]] = {}
+        self._waiting: Counter[str] = Counter()
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -99,14 +103,19 @@ class ColumnSet:
         while self._pieces:
             name, pieces = self._pieces.popitem()
             self._joined[name] = join([self._joined[name], *pieces])
+        self._waiting.clear()
         return self._joined
 
     def add(self, name: str, column: Column) -> None:
         """Put a batch's column behind what is there."""
-        if name in self._joined:
-            self._pieces.setdefault(name, []).append(column)
-        else:
+        if name not in self._joined:
             self._joined[name] = column
+            return
+        self._pieces.setdefault(name, []).append(column)
+        self._waiting[name] += len(column.values)
+        if self._waiting[name] > MOST_WAITING * len(self._joined[name].values):
+            self._joined[name] = join([self._joined[name], *self._pieces.pop(name)])
+            del self._waiting[name]
 
     def merge(self, other: ColumnSet) -> None:
         """Put the columns of other examples behind the own."""

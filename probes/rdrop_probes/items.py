@@ -141,12 +141,14 @@ class Work:
         return True
 
     def put(self, item: Item) -> None:
-        """Take a measured item."""
-        self._items.append(item)
+        """Take a measured item; items that follow each other from the first on become one, and less memory."""
+        if self._items:
+            self._items[0].merge(item)
+        else:
+            self._items.append(item)
 
     def items(self, fresh: Callable[[], list[Probe]]) -> Iterator[Item]:
         """All items of the work, in the order of the data; `fresh` makes probes to restore stored ones into."""
-        self._items.reverse()  # items are measured in the order of the data
         while self._items:
             yield self._items.pop()  # kept no longer than needed
 

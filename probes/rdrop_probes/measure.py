@@ -165,9 +165,9 @@ class _Pass:
             family=self._family,
             memory=None if self._settings.memory is None else self._settings.memory // SHARE_OF_GRADIENTS,
         )
-        takers = _takers(self._fresh())
+        takers, timed = _takers(self._fresh()), self._settings.strategy == "auto"
         if takers:
-            chosen = self._work.decide("gradients", lambda: self._gradients.choose(batch, takers).plain())
+            chosen = self._work.decide("gradients", lambda: self._gradients.choose(batch, takers, timed=timed).plain())
             self._gradients.choice = GradientChoice.made(chosen)
 
     def _check_eval(self, run: Callable[[int], Tensor]) -> None:

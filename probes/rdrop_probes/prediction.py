@@ -13,7 +13,7 @@ from rdrop_probes.columns import Column, ColumnSet, State, plain
 from rdrop_probes.gradients import GradientPass, Row, squares
 from rdrop_probes.probe import GradientFold, Outcome, Probe
 from rdrop_probes.records import SitePrediction
-from rdrop_probes.sampling import RunningMean, Sampled, sampling_findings
+from rdrop_probes.sampling import RunningMean, Sampled, sampling_findings, standard_error
 from rdrop_probes.sites import SiteKey, SitePlan
 from rdrop_probes.statistics import metric, ratio_column
 
@@ -39,6 +39,7 @@ class Prediction(Probe):
         super().__init__()
         self.sampling = ColumnSet()
         self._by_site = ColumnSet()
+        self._site_sampling = ColumnSet()
         self._sampled = ""
         self._unpredictable: dict[SiteKey, str] = {}
         self._plan: SitePlan | None = None
@@ -58,6 +59,8 @@ class Prediction(Probe):
         """Keep 2 R_site [N] of one batch by site, and their sum: means over `weights` rows."""
         for key, found in by_site.items():
             self._by_site.add(_label(key), plain(found.values, weights=weights, floor=0.0))
+            if self._sampled:
+                self._site_sampling.add(_label(key), plain(found.variance, weights=weights))
         if by_site or not (self._plan and self._plan.stochastic):  # where nothing is predicted, 0 would be a lie
             self.kept.add("predicted_epkl", plain(total.values, weights=weights, floor=0.0))
             if self._sampled:
@@ -75,19 +78,23 @@ class Prediction(Probe):
         super().merge(other)
         self.sampling.merge(other.sampling)
         self._by_site.merge(other._by_site)
+        self._site_sampling.merge(other._site_sampling)
         self._unpredictable |= other._unpredictable
         self._sampled = self._sampled or other._sampled
 
     def state(self) -> State:
         """What is kept, as plain data."""
-        own = {"sampling": self.sampling.state(), "by_site": self._by_site.state(), "sampled": self._sampled}
+        sets = {"sampling": self.sampling, "by_site": self._by_site, "site_sampling": self._site_sampling}
+        own = {name: columns.state() for name, columns in sets.items()} | {"sampled": self._sampled}
         reasons = [[*key, reason] for key, reason in self._unpredictable.items()]
         return super().state() | own | {"unpredictable": reasons}
 
     def restore(self, state: State) -> None:
         """Take back what :meth:`state` gave."""
         super().restore(state)
-        self.sampling, self._by_site = (ColumnSet.restored(state[name]) for name in ("sampling", "by_site"))
+        self.sampling, self._by_site, self._site_sampling = (
+            ColumnSet.restored(state[name]) for name in ("sampling", "by_site", "site_sampling")
+        )
         self._sampled = state["sampled"]
         self._unpredictable = {(path, ordinal): reason for path, ordinal, reason in state["unpredictable"]}
 
@@ -117,7 +124,10 @@ class Prediction(Probe):
             return SitePrediction(site=label, predicted=None, reason=self._unpredictable.get(key, "not measured"))
         found = metric(self._by_site.columns[label], unit="nats", shared_masks=False)
         share = found.estimate / total if found.estimate is not None and total > 0 else None
-        return SitePrediction(site=label, predicted=found.estimate, low=found.low, high=found.high, share=share)
+        error = standard_error(self._site_sampling.columns[label]) if label in self._site_sampling.columns else None
+        return SitePrediction(
+            site=label, predicted=found.estimate, low=found.low, high=found.high, share=share, sampling_error=error
+        )
 
 
 class _Fold(GradientFold):

@@ -67,7 +67,10 @@ class SiteRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SitePrediction:
-    """Second-order share of one site in the EPKL; `predicted` is 2 R_site in nats, None if not predictable."""
+    """Second-order share of one site in the EPKL; `predicted` is 2 R_site in nats, None if not predictable.
+
+    `sampling_error` is the standard error that sampled expectations add to it (a part of the interval), None if exact.
+    """
 
     site: str
     predicted: float | None
@@ -75,6 +78,7 @@ class SitePrediction:
     high: float | None = None
     share: float | None = None
     reason: str | None = None
+    sampling_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +258,7 @@ def in_unit(record: RunRecord, unit: Unit) -> RunRecord:
         for metric in checkpoint["metrics"].values():
             _convert(metric, ("estimate", "low", "high", "mask_low", "mask_high"), only_if_nats=True)
         for row in checkpoint["convergence"] + checkpoint["site_predictions"]:
-            _convert(row, ("estimate", "predicted", "low", "high"))
+            _convert(row, ("estimate", "predicted", "low", "high", "sampling_error"))
     for row in tree["comparisons"]:
         _convert(row, ("difference", "low", "high"), only_if_nats=True)
     for example in tree["examples"]:

@@ -59,10 +59,15 @@ class SharedGradients:
         self._memory = DEFAULT_MEMORY if memory is None else memory
         self._repeats = not any(site.fires_in_eval for site in plan.sites.values())
 
-    def choose(self, batch: Batch, takers: Sequence[Probe], rows: Tensor | None = None) -> GradientChoice:
-        """Decide on a batch how gradients are taken, unless that is decided; `rows` as for :meth:`feed`."""
+    def choose(
+        self, batch: Batch, takers: Sequence[Probe], rows: Tensor | None = None, *, timed: bool = True
+    ) -> GradientChoice:
+        """Decide on a batch how gradients are taken, unless that is decided; `rows` as for :meth:`feed`.
+
+        Without `timed` no clock has a say: directions are pulled back together wherever that can be done.
+        """
         if self.choice is None:
-            self.choice = self._choose(batch, takers, rows)
+            self.choice = self._choose(batch, takers, rows, timed=timed)
         return self.choice
 
     def feed(self, batch: Batch, takers: Sequence[Probe], rows: Tensor | None = None) -> None:
@@ -137,7 +142,7 @@ class SharedGradients:
             directions=choice.directions,
         )
 
-    def _choose(self, batch: Batch, takers: Sequence[Probe], rows: Tensor | None) -> GradientChoice:
+    def _choose(self, batch: Batch, takers: Sequence[Probe], rows: Tensor | None, *, timed: bool) -> GradientChoice:
         run = partial(self._pass, batch, rows=rows, want_sites=any(p.needs_site_gradients for p in takers))
         inputs = any(p.needs_input_gradients for p in takers)
         device = next(self._model.parameters(), torch.empty(0)).device
@@ -149,7 +154,7 @@ class SharedGradients:
             with flags(self._model, self._plan.eval_modules):
                 entangled = tuple(entangled_sites(gradients))
                 together = weight.directions(directions_wanted(gradients), examples, self._memory, device)
-                pays = together > 1 and pays_together(gradients, together)
+                pays = together > 1 and pays_together(gradients, together, timed=timed)
         except Exception as error:  # every part finds out for itself
             return GradientChoice(max(1, examples // 2) if is_out_of_memory(error) else examples)
         return GradientChoice(examples, together if pays else 1, entangled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,20 @@ def merge(
 
 
 def _stored(directories: Sequence[Path]) -> dict[str, Any]:
-    """The options of the shards, read as the command line would be.
+    """The options of the shards (of most work items, where they differ), read as the command line would be.
 
     Raises:
         DataError: there are no shards, or their options are none.
     """
-    from rdrop_analysis.journal import journals
+    from rdrop_analysis.journal import decode, encode, journals
 
-    texts = next((stored.header.options for directory in directories for stored in journals(directory)), None)
-    if texts is None:
+    items: Counter[bytes] = Counter()
+    for stored in (stored for directory in directories for stored in journals(directory)):
+        items[encode(stored.header.options)] += len(stored.places)
+    if not items:
         where = ", ".join(map(str, directories))
         raise DataError(f"nothing to merge in {where}: run rdrop-analyze CHECKPOINT... --shard I/N --output DIR first")
+    texts = decode(items.most_common(1)[0][0])
     names = {parameter.name: parameter.opts[-1] for parameter in analyze.params if isinstance(parameter, click.Option)}
     try:
         pairs = [part for name, text in texts.items() if name in names for part in (names[name], text)]

@@ -60,7 +60,6 @@ def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
 def _run(place: Place, checkpoints: Sequence[str], settings: dict[str, Any], *, trust_code: bool) -> int:
     """Measure, and where the numbers come together write and show them; the exit code."""
     from rdrop_analysis.files import check_writable
-    from rdrop_analysis.journal import discard
     from rdrop_analysis.terminal import show
     from rdrop_probes.items import PartDone
 
@@ -78,8 +77,6 @@ def _run(place: Place, checkpoints: Sequence[str], settings: dict[str, Any], *, 
         raise
     results.save(directory, formats, clear=True)
     failures = [failure.exit_code for failure in results.record.failures]
-    if not failures and not place.stored_only:
-        discard(directory)
     show(results, directory, formats, quiet=quiet)
     return INTERRUPTED if INTERRUPTED in failures else next(iter(failures), 0)
 

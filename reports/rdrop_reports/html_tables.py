@@ -211,4 +211,6 @@ def _predicted(found: SitePrediction | None) -> list[Cell]:
         return [Cell("not predicted", found.reason or ""), Cell(MISSING)]
     parts = format_parts(found.predicted, found.low, found.high)
     share = format_number(found.share, percent=True)
-    return [Cell(parts.estimate, parts.interval, sort=found.predicted), Cell(share, sort=found.share)]
+    error = f"sampling error {format_number(found.sampling_error)}" if found.sampling_error else ""
+    note = ", ".join(filter(None, (parts.interval, error)))
+    return [Cell(parts.estimate, note, sort=found.predicted), Cell(share, sort=found.share)]

@@ -92,7 +92,9 @@ def test_intervals_after_a_pilot_cover():
     truth = float(epkl(divergences(log_p_of(g, 160, n), CATEGORICAL, None, n)).mean())
     covered = 0
     for _ in range(runs):
-        pilot = foresee(divergences(log_p_of(g, 8, n)[:, ::2], CATEGORICAL, None, n // 2), torch.ones(n // 2), n, shared_masks=False)
+        pilot = foresee(
+            divergences(log_p_of(g, 8, n)[:, ::2], CATEGORICAL, None, n // 2), torch.ones(n // 2), n, shared_masks=False
+        )
         pairs = divergences(log_p_of(g, pilot.enough(0.1), n), CATEGORICAL, None, n)
         estimate = float(epkl(pairs).mean())
         covered += abs(estimate - truth) <= jackknife_half_width(pairs) * estimate

@@ -151,6 +151,17 @@ def test_the_standard_error_from_sampling_is_how_far_off_the_estimate_is(monkeyp
     assert 0.85 < np.std(scores) < 1.25  # errors are themselves estimated, from 16 draws (8 for norms) in 6 examples
 
 
+def test_the_standard_error_of_a_site_is_how_far_off_its_prediction_is(monkeypatch):
+    model, x = network(), torch.randn(6, 6, dtype=torch.float64)
+    (exact,) = fed(model, x, Prediction).outcome().tables["site_predictions"]
+    assert exact.sampling_error is None
+    monkeypatch.setattr(gradients_module, "MAX_EXACT_CLASSES", 1)
+    lines = [fed(model, x, Prediction, seed=seed).outcome().tables["site_predictions"][0] for seed in range(SEEDS)]
+    scores = [(line.predicted - exact.predicted) / line.sampling_error for line in lines]
+    assert abs(np.mean(scores)) < 4 / SEEDS**0.5
+    assert 0.85 < np.std(scores) < 1.25
+
+
 def test_sampled_outputs_of_a_gaussian_are_unbiased(monkeypatch, z_score):
     model, family = network(4), Gaussian(0.5)
     x = torch.randn(1, 6, dtype=torch.float64)

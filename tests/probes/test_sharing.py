@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from rdrop_probes import weighing
 from rdrop_probes.batch import Batch
 from rdrop_probes.discovery import find_sites
 from rdrop_probes.jacobian import Jacobian
@@ -324,3 +325,19 @@ def test_directions_pulled_back_together_must_give_what_one_by_one_gives(monkeyp
         gradients = gradient_pass(model, model, plan, batch.inputs, N, want_sites=True)
         monkeypatch.setattr(torch.autograd, "grad", wrong)
         assert not any(pays_together(gradients, 5) for _ in range(5))
+
+
+@pytest.mark.parametrize(("power", "directions"), [(2, 1), (0.5, C)])
+def test_where_a_strategy_is_insisted_on_no_clock_decides(monkeypatch, power, directions):
+    ticks = iter(range(10**6))  # directions together are timed second: they seem to take longer, or less long
+    monkeypatch.setattr(weighing.time, "perf_counter", lambda: next(ticks) ** power)
+    model, batch = CASES["exact"][0](), vectors()
+    with preserved(model):
+        plan = find_sites(model, lambda n: model(batch.inputs[:n]))
+        chosen = []
+        for timed in (True, False):
+            probes = [Jacobian(), Prediction()]
+            for probe in probes:
+                probe.start(plan, shared_masks=False)
+            chosen.append(SharedGradients(model, model, plan).choose(batch, probes, timed=timed))
+    assert [choice.directions for choice in chosen] == [directions, C]

@@ -135,6 +135,14 @@ def test_missing_parts_are_said_to_be_missing(pair):
     assert 'id="examples"' not in page
 
 
+def test_the_error_that_sampling_leaves_in_a_prediction_stands_beside_its_interval(pair):
+    checkpoint = pair[0].checkpoints[0]
+    known = next(line for line in checkpoint.site_predictions if line.predicted is not None)
+    sampled = replace(checkpoint, site_predictions=[replace(known, sampling_error=0.0123)])
+    pages = [render_page(replace(pair[0], checkpoints=[c]), None) for c in (checkpoint, sampled)]
+    assert ["sampling error 0.0123" in page for page in pages] == [False, True]
+
+
 def test_a_single_checkpoint_is_not_compared(single):
     page = render_page(*single)
     assert "How consistent is it?" in page

@@ -1,0 +1,143 @@
+"""Which journals are of the very work that is done here: those of an interrupted run, or of the shards of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdrop_analysis.errors import DataError
+from rdrop_analysis.files import printable
+from rdrop_analysis.journal import Header, Stored, journals
+from rdrop_probes.columns import State
+
+MACHINE = frozenset({"torch", "device", "threads", "cpu"})  # what shards of one run may differ in
+SIZE = "batch size"  # likewise, as long as the batches are the same
+ROUNDING = 1e-3  # of the largest of a model's first outputs, by which they may differ between machines
+SHOWN = 5
+
+
+class Belonging:
+    """The journals in `directories` of the work that `ours` says.
+
+    To go on from, journals must be equal to the bit in all that numbers follow from; to be `merged` they may be of
+    different machines.
+
+    Attributes:
+        others: by what journals differ that do not belong.
+    """
+
+    def __init__(self, ours: Header, directories: Sequence[Path], *, merged: bool) -> None:
+        self.others: set[str] = set()
+        self._ours = ours
+        self._merged = merged
+        self._where = ", ".join(map(str, directories))
+        self._name = printable(ours.checkpoint)
+        self._cut_otherwise: list[Stored] = []
+        found = [s for d in directories for s in journals(d, ours.checkpoint) if self._is_same_work(s.header)]
+        if merged:
+            self._stored = self._most_of_one_cut(found)
+        else:
+            self._stored = [s for s in found if s.header.decisions == found[0].header.decisions]
+
+    def decision(self, name: str) -> State | None:
+        """What was decided before under this name.
+
+        Raises:
+            DataError: shards are to be merged, and there are none.
+        """
+        for stored in self._stored:
+            if name in stored.header.decisions:
+                return stored.header.decisions[name]
+        if self._merged:
+            raise DataError(self._nothing())
+        return None
+
+    def done(self) -> list[int]:
+        """Items that journals have of the very model that is measured here, known by its first outputs."""
+        self._stored = [stored for stored in self._stored if self._is_alike(stored.header)]
+        return sorted(set().union(*(stored.places for stored in self._stored)) & set(self._ours.starts))
+
+    def holding(self, start: int) -> Stored:
+        """A journal that has an item."""
+        return next(stored for stored in self._stored if start in stored.places)
+
+    def check_all_there(self, left: Sequence[int]) -> None:
+        """No item of a merge is `left`.
+
+        Raises:
+            DataError: which are missing, and which shards measure them.
+        """
+        if left:
+            raise DataError(self._missing(left) if self._stored else self._nothing())
+
+    def _is_same_work(self, theirs: Header) -> bool:
+        names = {*self._ours.key, *theirs.key}
+        other = {name for name in names if self._ours.key.get(name) != theirs.key.get(name)}
+        other -= MACHINE | {SIZE} if self._merged else set()
+        self.others |= other
+        return not other
+
+    def _most_of_one_cut(self, found: Sequence[Stored]) -> list[Stored]:
+        """Of the shards that were cut into the same batches those that have most of the items."""
+        by_cut = [list(group) for _, group in groupby(sorted(found, key=_cut), key=_cut)]
+        by_cut.sort(key=_part_done)
+        self._cut_otherwise = [stored for group in by_cut[:-1] for stored in group]
+        return by_cut[-1] if by_cut else []
+
+    def _is_alike(self, theirs: Header) -> bool:
+        """Whether a journal is of the same batches and of a model with the same sites and first outputs."""
+        if theirs.starts != self._ours.starts:
+            self.others.add("batches")
+        elif theirs.facts.get("sites") != self._ours.facts["sites"] or not self._same_sample(
+            theirs.facts.get("sample")
+        ):
+            self.others.add("model")
+        else:
+            return True
+        return False
+
+    def _same_sample(self, theirs: Any) -> bool:
+        """Whether first outputs are the same: to the bit for a run that goes on, about so from another machine."""
+        ours = self._ours.facts["sample"]
+        if theirs == ours or not self._merged:
+            return bool(theirs == ours)
+        try:
+            found, wanted = np.array(theirs, dtype=float), np.array(ours, dtype=float)
+        except (TypeError, ValueError):
+            return False
+        largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
+        return found.shape == wanted.shape and np.allclose(found, wanted, rtol=0, atol=ROUNDING * largest)
+
+    def _nothing(self) -> str:
+        of = f" with the same {', '.join(sorted(self.others))}" if self.others else ""
+        return f"there are no work items of {self._name}{of} in {self._where}: run its shards first"
+
+    def _missing(self, left: Sequence[int]) -> str:
+        starts = self._ours.starts
+        of = max(stored.header.shard[1] for stored in self._stored)
+        shards = sorted({starts.index(start) % of + 1 for start in left})
+        shown = ", ".join(map(str, left[:SHOWN])) + (", ..." if len(left) > SHOWN else "")
+        text = f"{len(left)} of {len(starts)} work items of {self._name} are missing (from examples {shown})"
+        again = ", ".join(f"--shard {shard}/{of}" for shard in shards[:SHOWN])
+        text += f": run the command {f'with {again}' if of > 1 else 'again'}"
+        return text + (self._size_to_give() if self._cut_otherwise else "")
+
+    def _size_to_give(self) -> str:
+        """How shards whose batches were of another size come to have the same."""
+        sizes = set(self._stored[0].header.decisions["batching"]["sizes"])
+        size = f" {sizes.pop()}" if len(sizes) == 1 else ""
+        where = " and" if size else ", all of them with the same"
+        return f"{where} --batch-size{size}, as shards were cut into other batches on another machine"
+
+
+def _cut(stored: Stored) -> list[int]:
+    return stored.header.starts
+
+
+def _part_done(group: Sequence[Stored]) -> float:
+    """Which part of all items some journals have that were cut alike."""
+    return len(set().union(*(stored.places for stored in group))) / max(len(_cut(group[0])), 1)
