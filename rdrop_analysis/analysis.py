@@ -27,15 +27,17 @@ from rdrop_analysis.errors import INTERRUPTED, CheckpointError, RDropAnalysisErr
 from rdrop_analysis.gallery import most_inconsistent
 from rdrop_analysis.identity import tool_version
 from rdrop_analysis.journal import JournalError
-from rdrop_analysis.measuring import USUAL, Measured, measure_subject
+from rdrop_analysis.measuring import Measured, measure_subject
 from rdrop_analysis.results import Results
 from rdrop_analysis.sources import Source
 from rdrop_analysis.subjects import Entry, Models, entries
 from rdrop_analysis.tasks import AUTO, TASKS
 from rdrop_analysis.work import Place
 from rdrop_analysis.workers import local_rank, unexpected
+from rdrop_probes.arithmetic import Precision
 from rdrop_probes.items import PartDone
 from rdrop_probes.masks import Masks
+from rdrop_probes.precision import USUAL
 from rdrop_probes.records import SCHEMA_VERSION, Failure, RunRecord, Unit
 from rdrop_probes.settings import Settings
 from rdrop_probes.statistics import LEVEL
@@ -63,6 +65,7 @@ def analyze(
     batch_size: int | None = None,
     limit: int | None = None,
     memory: int | None = None,
+    precision: Precision | None = None,
     device: str = "cpu",
     unit: Unit = "nats",
     trust_code: bool = False,
@@ -94,6 +97,8 @@ def analyze(
         batch_size: examples at a time; None chooses by the size of an example.
         limit: use only the first examples.
         memory: bytes that a run may take, about, beyond model and data; None for what the machine has.
+        precision: what all passes compute in: "bf16" or "fp16" (torch's autocast), "fp32", or None for the
+            checkpoint's own. Sums over sub-models are in double precision always.
         device: where to run, such as "cpu" or "cuda".
         unit: what divergences are shown in.
         trust_code: read pickled modules and TorchScript, which run code of theirs when read.
@@ -111,7 +116,7 @@ def analyze(
         CheckpointError, DataError, UnsafeFileError: see these; with `keep_going` only if nothing was measured.
         PartDone: this process has done its part of the work, and the numbers come together in another.
     """
-    settings = _settings(sub_models, tolerance, seed, masks, strategy, memory)
+    settings = _settings(sub_models, tolerance, seed, masks, strategy, memory, precision)
     for name, value, allowed in (("task", task, (AUTO, *TASKS)), ("unit", unit, get_args(Unit))):
         if value not in allowed:
             raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
@@ -135,6 +140,7 @@ def analyze(
         "batch_size": batch_size,
         "limit": limit,
         "memory": memory,
+        "precision": precision,
         "task": run.tasks,
         "probes": list(probes) if probes is not None else run.probes_run(),
         "unit": unit,
@@ -297,6 +303,7 @@ def _settings(
     masks: Masks,
     strategy: Strategy,
     memory: int | None,
+    precision: Precision | None,
 ) -> Settings:
     if tolerance is not None and sub_models != "auto":
         raise UsageError('a tolerance goes with sub_models="auto": leave one of them out')
@@ -306,11 +313,15 @@ def _settings(
     for name, number in (("sub_models", count), ("seed", seed)):
         if not isinstance(number, int) or number < 0:
             raise UsageError(f"{name} must be a whole number from 0 up, not {number!r}")
-    for name, value, allowed in (("masks", masks, get_args(Masks)), ("strategy", strategy, get_args(Strategy))):
+    for name, value, allowed in (
+        ("masks", masks, get_args(Masks)),
+        ("strategy", strategy, get_args(Strategy)),
+        ("precision", precision, (None, *get_args(Precision))),
+    ):
         if value not in allowed:
-            raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
+            raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(map(str, allowed))}")
     try:
-        return Settings(count, seed, masks, strategy, tolerance=tolerance, memory=memory)
+        return Settings(count, seed, masks, strategy, tolerance=tolerance, memory=memory, precision=precision)
     except ValueError as problem:
         raise UsageError(str(problem)) from problem
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from rdrop_analysis.data.examples import Batch, Data, named_tensors
+import torch
+
+from rdrop_analysis.data.examples import Batch, Data, map_tensors, named_tensors
 from rdrop_analysis.reading import Reader
 from rdrop_probes.batch import Batch as RowBatch
 from rdrop_probes.block_sums import rows_that_fit
@@ -54,6 +56,6 @@ def _weigh(reader: Reader, data: Data, memory: int | None) -> tuple[float, int]:
     sample: Batch = next(data.batches(LOOKED_AT))
     rows = reader.rows(sample)
     with preserved(reader.model), flags(reader.model, ()):
-        numbers = max(1.0, largest_tensor(lambda: reader(rows.inputs)) / len(sample))
+        numbers = max(1.0, largest_tensor(lambda: reader(map_tensors(torch.clone, rows.inputs))) / len(sample))
     places = 1 if rows.places is None else max(1, rows.places[0].numel())
     return numbers, rows_that_fit(reader.n_classes, memory) // places

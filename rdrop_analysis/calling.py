@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rdrop_analysis.data.examples import Inputs, map_tensors, named_tensors
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
+from rdrop_probes.memory import is_out_of_memory
 
 OUTPUT_KEYS = ("logits", "output", "outputs", "scores", "prediction_logits")
 
@@ -19,7 +20,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     """Call the model with floating-point inputs in its own dtype, and everything on its device.
 
     Raises:
-        DataError: the model raised anything.
+        DataError: the model raised anything; but that memory ran out is raised as it is.
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
@@ -29,6 +30,8 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
             return model(inputs)
         return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
     except Exception as problem:  # the user's model may raise anything
+        if is_out_of_memory(problem):
+            raise
         first = printable((str(problem).splitlines() or [""])[0], 200)
         raise DataError(
             f"the model refuses the data ({describe(inputs)}): {type(problem).__name__}: {first}{_hint(model, inputs)}"

@@ -16,12 +16,14 @@ from rdrop_analysis.reading import Reader
 from rdrop_analysis.recognising import recognise
 from rdrop_analysis.tasks import AUTO, Targets
 from rdrop_analysis.work import Place
+from rdrop_probes.arithmetic import computing
 from rdrop_probes.batch import LayoutError
 from rdrop_probes.columns import Column
 from rdrop_probes.items import Work
 from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
-from rdrop_probes.precision import PILOT, PILOT_EXAMPLES, PILOT_NUMBERS, Pilot
+from rdrop_probes.memory import is_out_of_memory
+from rdrop_probes.precision import PILOT, PILOT_EXAMPLES, PILOT_NUMBERS, USUAL, Pilot
 from rdrop_probes.probe import Probe
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
@@ -32,7 +34,6 @@ from rdrop_probes.strategies import StrategyError
 from rdrop_probes.summing import NotFiniteError
 
 SAMPLE = 32  # examples that a model is looked at with at most before it is measured
-USUAL = 32  # sub-models, unless something is said
 CUT = "the batch size was cut to the examples whose sums over sub-models fit into memory"
 
 Scalar = str | int | float | bool | None
@@ -103,19 +104,25 @@ def measure_subject(
         work = place.work(subject.name, key, chosen, progress)
     plan = _decided(work, reader, data, batch_size, settings.memory)
     try:
-        found = measure(
-            subject.model,
-            plan.batches(reader, data),
-            forward=reader,
-            probes=chosen,
-            settings=settings,
-            family=reader.family,
-            progress=progress,
-            work=work,
-            pilot=None if settings.tolerance is None else _pilot(reader, data, known),
-        )
+        with computing(subject.model, reader, settings.precision) as forward:
+            found = measure(
+                subject.model,
+                plan.batches(reader, data),
+                forward=forward,
+                probes=chosen,
+                settings=settings,
+                family=reader.family,
+                progress=progress,
+                work=work,
+                pilot=None if settings.tolerance is None else _pilot(reader, data, known),
+            )
     except StrategyError as problem:
         raise UsageError(f"{subject.name}: {problem}") from problem
+    except (MemoryError, RuntimeError) as problem:
+        if isinstance(problem, SilentSiteError) or not is_out_of_memory(problem):
+            raise
+        text = "memory ran out in a pass over one batch: give a smaller --batch-size"
+        raise DataError(f"{subject.name}: {text}") from problem
     except (NotFiniteError, SilentSiteError, LayoutError) as problem:
         raise DataError(f"{subject.name}: {problem}{_hint(problem, reader)}") from problem
     measured = _measured(subject, found, reader, chosen, cut=plan.cut)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rdrop_analysis.calling import call, find_scores, shape_text
-from rdrop_analysis.data.examples import IGNORED, Batch, Inputs
+from rdrop_analysis.data.examples import IGNORED, Batch, Inputs, map_tensors
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.tasks import Task, counted_places, token_ids
 from rdrop_probes.batch import Batch as RowBatch
@@ -104,7 +104,7 @@ class Reader:
 
     def _length(self, inputs: Inputs) -> int:
         with preserved(self.model), flags(self.model, ()), torch.no_grad():
-            return find_scores(call(self.model, inputs)).shape[1]
+            return find_scores(call(self.model, map_tensors(torch.clone, inputs))).shape[1]
 
 
 def token_labels(batch: Batch, task: Task) -> Tensor | None:

@@ -68,7 +68,7 @@ def _looked_at(model: nn.Module, batch: Batch, *, forced: bool) -> tuple[Any, Te
     while True:
         inputs = with_decoder_inputs(model, few) if forced else few.inputs
         with preserved(model), flags(model, ()), torch.no_grad():
-            output = call(model, inputs)
+            output = call(model, map_tensors(torch.clone, inputs))  # a model may change what it is given
         scores = find_scores(output)
         if scores.shape[0] != len(few):
             raise DataError(f"the model returns {scores.shape[0]} rows for {len(few)} examples: is the batch first?")

@@ -166,20 +166,28 @@ class DrawInterceptor(TorchDispatchMode):
         self._respond(draw, out)
 
     def _native_dropout(self, x: Tensor, rate: float, _train: bool | None = True) -> tuple[Tensor, Tensor]:
-        """The fused operator of CUDA, in the two steps that the CPU takes."""
-        mask = torch.empty_like(x)
+        """The fused operator of CUDA, in two steps."""
+        mask = torch.empty_like(x, dtype=torch.bool)
         self._answer("native_dropout", mask, 1 - rate, _fill_bernoulli)
-        return self.pass_through(aten.mul.Tensor, (x, mask), {}) / (1 - rate), mask.bool()
+        kept = self.pass_through(aten.mul.Tensor, (x, mask), {})
+        return kept.div_(1 - rate) if rate < 1 else kept, mask
 
     def _other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Any other random operator, run on a global generator that is seeded from the responder's numbers."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=_cuda_devices(args, kwargs)):
             like = func(*args, **kwargs)
             first = next(t for t in (like if isinstance(like, tuple | list) else (like,)) if isinstance(t, Tensor))
-            seeds = torch.zeros(first.shape, dtype=torch.int64, device=first.device)
+            seeds = torch.zeros(first.shape, dtype=torch.int64)  # here: reading it would wait for another device
             self._answer(str(func.overloadpacket.__name__), seeds, None, _fill_integers)
             torch.manual_seed(int(seeds.flatten()[0]) if seeds.numel() else 0)
             return func(*args, **kwargs)
+
+
+def _cuda_devices(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    """Numbers of the devices that an operator with these arguments may draw on."""
+    values = [v for a in (*args, *kwargs.values()) for v in (a if isinstance(a, list | tuple) else [a])]
+    devices = [v.device if isinstance(v, Tensor) else v for v in values if isinstance(v, Tensor | torch.device)]
+    return sorted({d.index or 0 for d in devices if d.type == "cuda"})
 
 
 @cache

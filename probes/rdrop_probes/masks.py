@@ -6,6 +6,7 @@ and for every checkpoint of one architecture.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rdrop_probes.interception import Draw, Keep
-from rdrop_probes.random_bits import Bits, bernoulli, uniform
+from rdrop_probes.random_bits import Jumping, Starts, Stream, bernoulli, uniform
 from rdrop_probes.sites import Site, SiteKey
 
 Masks = Literal["per-example", "shared"]
@@ -62,72 +63,93 @@ class Sampler:
         self._n = n
         self._layout = layout
         self._shared = shared
+        self._starts: dict[torch.device, Starts] = {}
 
     def __call__(self, draw: Draw, out: Tensor) -> None:
         """Fill `out`."""
         key = (draw.path, draw.ordinal)
         self.fired.add(key)
         site = self._sites.get(key)
-        parts = self._parts(draw, site, out)
-        keeps = self._parts(draw, site, draw.keep) if isinstance(draw.keep, Tensor) else [draw.keep] * len(parts)
+        whole = self._stacked(draw, site, out)
+        examples = self._by_example(whole, site)
+        keep = draw.keep
+        if isinstance(keep, Tensor):
+            keep = self._by_example(self._stacked(draw, site, keep), site)
         number = self._numbers.get(key, UNPLANNED + zlib.crc32(repr(key).encode()))
-        for sub_model, part, keep in zip(self._sub_models, parts, keeps, strict=True):
-            self._fill(draw, site, part, keep, (self._seed, sub_model, number))
+        if out.device.type != "cpu":
+            self._fill(draw, number, self._sub_models, examples, keep)
+            return
+        for k, sub_model in enumerate(self._sub_models):
+            keep_of_one = keep[k : k + 1] if isinstance(keep, Tensor) else keep
+            self._fill(draw, number, [sub_model], examples[k : k + 1], keep_of_one)
 
-    def _parts(self, draw: Draw, site: Site | None, out: Tensor) -> Sequence[Tensor]:
-        """The part of each sub-model, laid out as a pass of it alone would have it."""
+    def _stacked(self, draw: Draw, site: Site | None, out: Tensor) -> Tensor:
+        """`out` as [k, ...], the part of each sub-model laid out as a pass of it alone would have it."""
         if self._layout == "plain":
-            return [out]
+            return out.unsqueeze(0)
         k = len(self._sub_models)
         if self._layout == "vmap" and site is not None and out.dim() == len(site.draw_shape) + 1 and len(out) == k:
-            return list(out.unbind(0))
+            return out
         dim = None if site is None or self._layout == "vmap" else site.batch_dim
         if dim is None or out.shape[dim] % (k * self._n):
             raise BatchedDrawMissingError(f"{draw.path or 'the model'} draws one mask for all sub-models together")
-        return list(out.unflatten(dim, (k, -1)).unbind(dim))
+        stacked: Tensor = out.unflatten(dim, (k, -1)).movedim(dim, 0)
+        return stacked
 
-    def _fill(self, draw: Draw, site: Site | None, out: Tensor, keep: Keep, name: tuple[int, ...]) -> None:
-        """Fill the draw of one sub-model."""
-        whole = site is None or site.batch_dim is None or out.shape[site.batch_dim] % self._n > 0
-        by_example = _as_rows(out) if whole or site is None else _by_example(out, site.batch_dim or 0, self._n)
-        if isinstance(keep, Tensor):
-            keep = _as_rows(keep) if whole or site is None else _by_example(keep, site.batch_dim or 0, self._n)
-        shape = by_example.shape
-        rows = 1 if self._shared else shape[0]
-        direct = by_example.is_contiguous() and rows == shape[0]
-        target = by_example if direct else torch.empty((rows, *shape[1:]), dtype=out.dtype, device=out.device)
-        flat = target.reshape(rows, -1) if target.numel() else target.view(rows, 0)
-        flat_keep = keep[:rows].reshape(rows, -1) if isinstance(keep, Tensor) else keep
-        bits = Bits(*name, flat.shape[1], device=out.device)
-        _draw(draw, flat, flat_keep, bits, 0 if self._shared else self._start)
+    def _by_example(self, stacked: Tensor, site: Site | None) -> Tensor:
+        """[k, n, ...] with the examples in front, or [k, 1, ...] where what is drawn is of all examples together."""
+        if site is None or site.batch_dim is None or stacked.shape[site.batch_dim + 1] % self._n:
+            return stacked.unsqueeze(1)
+        by_example: Tensor = stacked.unflatten(site.batch_dim + 1, (self._n, -1)).movedim(site.batch_dim + 1, 1)
+        return by_example
+
+    def _fill(self, draw: Draw, number: int, sub_models: Sequence[int], out: Tensor, keep: Keep) -> None:
+        """Fill `out` [k, n, ...] for these sub-models."""
+        if self._shared and isinstance(keep, Tensor) and draw.operator in _BERNOULLI:  # numbers are shared, rates not
+            size = math.prod(out.shape[2:])
+            random = torch.empty((len(out), 1, size), dtype=torch.float64, device=out.device)
+            uniform(random, self._stream(number, sub_models, size, out.device), 0)
+            out.copy_((random < keep.reshape(*out.shape[:2], size)).view(out.shape))
+            return
+        rows = 1 if self._shared else out.shape[1]
+        direct = rows == out.shape[1] and out.is_contiguous()
+        target = out if direct else torch.empty((len(out), rows, *out.shape[2:]), dtype=out.dtype, device=out.device)
+        flat = target.view(len(out), rows, math.prod(out.shape[2:]))
+        flat_keep = keep[:, :rows].reshape(flat.shape) if isinstance(keep, Tensor) else keep
+        stream = self._stream(number, sub_models, flat.shape[2], out.device)
+        first = 0 if self._shared else self._start
+        if draw.operator in _BERNOULLI or draw.operator in _UNIFORM:
+            _draw(draw, flat, flat_keep, stream, first)
+        else:
+            self._seeded(draw, number, sub_models, flat, flat_keep, first)
         if not direct:
-            by_example.copy_(target.expand(shape))
+            out.copy_(target.expand(out.shape))
+
+    def _stream(self, number: int, sub_models: Sequence[int], size: int, device: torch.device) -> Stream:
+        if device.type == "cpu":
+            return Jumping(self._seed, sub_models[0], number, size)
+        if device not in self._starts:
+            self._starts[device] = Starts(self._seed, sub_models, device)
+        return self._starts[device].stream(number, size)
+
+    def _seeded(self, draw: Draw, number: int, sub_models: Sequence[int], out: Tensor, keep: Keep, first: int) -> None:
+        """Fill `out` [k, rows, size] by the operator itself, row by row from generators with seeds of their own."""
+        for sub_model, part in zip(sub_models, out, strict=True):
+            seeds = Jumping(self._seed, sub_model, number, out.shape[2]).words(first, out.shape[1], 1)
+            for row, seed in zip(part, seeds.flatten().tolist(), strict=True):
+                draw.fill(row, keep, torch.Generator(out.device).manual_seed(seed))
 
 
-def _by_example(out: Tensor, dim: int, n: int) -> Tensor:
-    """`out` with the examples in front [n, ...]."""
-    by_example: Tensor = out.unflatten(dim, (n, -1)).movedim(dim, 0)
-    return by_example
-
-
-def _as_rows(out: Tensor) -> Tensor:
-    """`out` as if it were of a single example [1, ...]."""
-    return out.unsqueeze(0)
-
-
-def _draw(draw: Draw, out: Tensor, keep: Keep, bits: Bits, first: int) -> None:
-    """Fill `out` [rows, size], the rows `first`, ... of a stream."""
-    if draw.operator in _BERNOULLI and not isinstance(keep, Tensor):
-        bernoulli(out, 1.0 if keep is None else keep, bits, first)
-    elif isinstance(keep, Tensor) and draw.operator in _BERNOULLI:
+def _draw(draw: Draw, out: Tensor, keep: Keep, stream: Stream, first: int) -> None:
+    """Fill `out` [k, rows, size], the rows `first`, ... of a stream."""
+    if draw.operator in _UNIFORM:
+        uniform(out, stream, first)
+    elif isinstance(keep, Tensor):
         random = torch.empty(out.shape, dtype=torch.float64, device=out.device)
-        uniform(random, bits, first)
+        uniform(random, stream, first)
         out.copy_(random < keep)
-    elif draw.operator in _UNIFORM:
-        uniform(out, bits, first)
     else:
-        for row, seed in zip(out, bits.words(first, len(out), 1).flatten().tolist(), strict=True):
-            draw.fill(row, keep, torch.Generator(out.device).manual_seed(seed))
+        bernoulli(out, 1.0 if keep is None else keep, stream, first)
 
 
 GRADIENT_STREAM = 2**32

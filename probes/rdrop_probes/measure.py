@@ -281,7 +281,9 @@ class _Pass:
     @property
     def _strategy(self) -> str:
         """How sub-models were run, and why so."""
-        return str(self._sub_models.choice or self._settings.strategy) if self._plan.stochastic else "eval pass only"
+        how = str(self._sub_models.choice or self._settings.strategy) if self._plan.stochastic else "eval pass only"
+        precision = self._settings.precision
+        return how if precision is None else f"{how}; passes in {precision}"
 
 
 def _takers(probes: Sequence[Probe]) -> list[Probe]:

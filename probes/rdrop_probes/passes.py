@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rdrop_probes.interception import DrawInterceptor, ModulePaths
 from rdrop_probes.masks import EVAL_STREAM, Layout, Masks, Sampler
-from rdrop_probes.prefix import EndOfPrefix, Player, Prefix, PrefixMismatchError, Recorder
+from rdrop_probes.prefix import EndOfPrefix, Player, Prefix, Recorder
 from rdrop_probes.sites import Forward, SiteKey, SitePlan
 from rdrop_probes.state import Buffers, flags, seed_foreign
 
@@ -43,7 +43,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Suffix:
-    """What a sub-model does after its first draw: numbers in its largest tensor, and how many operators run."""
+    """What a sub-model does after its first draw: numbers in its largest tensor; and operators in all."""
 
     largest: int = 1
     operators: int = 0
@@ -63,7 +63,8 @@ class Passes:
     def __init__(self, model: nn.Module, forward: Forward, plan: SitePlan, *, seed: int, masks: Masks) -> None:
         self.fired: set[SiteKey] = set()
         self.buffers = Buffers(model)
-        self.replay = plan.stochastic and not (plan.erratic or plan.uncontrolled)
+        self.replay = False
+        self.replayable = plan.stochastic and not (plan.erratic or plan.uncontrolled)
         self._model = model
         self._forward = forward
         self._plan = plan
@@ -78,6 +79,7 @@ class Passes:
         self._without: set[tuple[Layout, Training]] = set()
         self._vmap_apart = False
         self._drawn: set[SiteKey] = set()
+        self._changes_inputs: bool | None = None
         self._weigh = False
         self._suffix = Suffix()
 
@@ -131,10 +133,15 @@ class Passes:
         if prefix is None:
             return self._run(examples, layout, sub_models, training=training)
         prefix.restore()
+        player = Player(prefix)
         try:
-            logits = self._run(examples, layout, sub_models, training=training, tape=Player(prefix))
-        except PrefixMismatchError:
+            logits = self._run(examples, layout, sub_models, training=training, tape=player)
+        except BaseException:  # TorchScript makes errors of its own of everything
+            if not player.failed:
+                raise
+        if player.failed:
             return self._mismatched(examples, layout, sub_models, training=training)
+        logits = logits.clone() if prefix.holds(logits) else logits  # lest later passes change it
         if changed := prefix.changed():  # this pass was right, the next would not be
             self._guarded[kind[0]] = self._guarded.get(kind[0], frozenset()) | changed
             del self._prefixes[kind]
@@ -189,13 +196,17 @@ class Passes:
         self, examples: Examples, layout: Layout, sub_models: Sequence[int], *, training: Training, tape: Tape = None
     ) -> Tensor:
         sampler = self._sampler(examples, layout, sub_models)
-        inputs = self._inputs(examples, layout, len(sub_models))
+        given = self._inputs(examples, layout, len(sub_models))
+        unknown = self._changes_inputs is None and tape is None
+        inputs = _mapped(given, torch.clone) if self._changes_inputs or unknown else given
         seed_foreign(self._seed, 0 if self._shared else examples.start, sub_models[0])  # for layers dropped by Python
         places = torch.arange(len(sub_models))
         interceptor = (_Weighing if self._weigh else DrawInterceptor)(self._paths, sampler, tape)
         modules = {"": self._plan.eval_modules, "sites": self._plan.modules, "all": self._plan.train_modules}[training]
         with self._context(interceptor, modules):
             logits = _vmap(lambda: self._forward(inputs), places) if layout == "vmap" else self._forward(inputs)
+        if unknown:
+            self._changes_inputs = any(t._version for t in _tensors(inputs) if not t.is_inference())
         if training == "sites":
             self.fired |= sampler.fired
         self._drawn = sampler.fired
@@ -231,10 +242,14 @@ class _Weighing(DrawInterceptor):
     largest = 1
     operators = 0
 
+    def _taped(self, tape: Recorder | Player, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.operators += 1  # to hand out what was noted takes time as well
+        return super()._taped(tape, func, args, kwargs)
+
     def pass_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and weigh what it gives."""
         result = func(*args, **kwargs)
-        self.operators += self._tape is None
+        self.operators += 1
         for tensor in result if isinstance(result, list | tuple) else (result,):
             if isinstance(tensor, Tensor) and self._tape is None and not func.is_view:
                 self.largest = max(self.largest, tensor.numel())

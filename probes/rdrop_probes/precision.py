@@ -15,12 +15,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from rdrop_probes.batch import Batch
+from rdrop_probes.block_sums import MAX_BLOCKS, most_blocks
 from rdrop_probes.families import Family
 from rdrop_probes.settings import Settings
 from rdrop_probes.sites import Forward, SitePlan
 from rdrop_probes.strategies import Choice
 from rdrop_probes.submodels import SubModels
 
+USUAL = 32  # sub-models, unless something is said
 PILOT = 8  # sub-models of the pilot
 PILOT_EXAMPLES = 128
 PILOT_SEEDS = 2**40  # added to the seed
@@ -51,12 +53,14 @@ class Foreseen:
         mean: EPKL. single, pair: variance of an example's mean divergence to all others given one sub-model, and of
             the divergence of two (Hoeffding's zeta_1 and zeta_2), averaged over examples.
         n: effective number of examples with masks of their own that the mean is over.
+        blocks: in how many blocks the jackknife takes sub-models at most.
     """
 
     mean: float
     single: float
     pair: float
     n: float
+    blocks: int = MAX_BLOCKS
 
     def half_width(self, k: int) -> float:
         """Half the interval over masks, relative to the mean, as the jackknife over `k` sub-models gives it.
@@ -67,11 +71,16 @@ class Foreseen:
         pairs, fewer = k * (k - 1) / 2, (k - 1) * (k - 2) / 2
         overstated = (k - 1) * (fewer * (1 / fewer - 1 / pairs) ** 2 + (k - 1) / pairs**2)
         variance = 4 * self.single / k + overstated * max(self.pair - 2 * self.single, 0.0)
-        quantile = float(stats.t.ppf(0.5 + LEVEL / 2, max(self.n, 1.0) * (k - 1)))
-        return quantile * (variance / self.n) ** 0.5 / self.mean if self.mean > 0 else 0.0
+        quantile = float(stats.t.ppf(0.5 + LEVEL / 2, self.n * (min(k, self.blocks) - 1)))
+        return quantile * (variance / self.n) ** 0.5 / self.mean if self.mean > 0 else torch.inf
 
     def enough(self, tolerance: float) -> int:
-        """The smallest number of sub-models whose interval is foretold to be within `tolerance` of the mean."""
+        """The smallest number of sub-models whose interval is foretold to be within `tolerance` of the mean.
+
+        The usual number where the pilot saw no divergence at all, which foretells nothing.
+        """
+        if not self.mean > 0:
+            return USUAL
         return next((k for k in LADDER if self.half_width(k) * self._margin <= tolerance), LADDER[-1])
 
     @property
@@ -100,10 +109,11 @@ def run_pilot(
         found.append(divergences(rows, family, batch.owners, batch.n))
         counted = torch.ones(batch.n) if batch.owners is None else torch.bincount(batch.owners, minlength=batch.n)
         weights.append(counted.double().to(rows.device))
-    return foresee(torch.cat(found), torch.cat(weights), pilot.n, shared_masks=settings.masks == "shared")
+    shared, blocks = settings.masks == "shared", most_blocks(rows.shape[-1])
+    return foresee(torch.cat(found), torch.cat(weights), pilot.n, shared_masks=shared, blocks=blocks)
 
 
-def foresee(divergences: Tensor, weights: Tensor, n: int, *, shared_masks: bool) -> Foreseen:
+def foresee(divergences: Tensor, weights: Tensor, n: int, *, shared_masks: bool, blocks: int = MAX_BLOCKS) -> Foreseen:
     """From the pilot's divergences [E, K, K] between its sub-models (symmetric), by example.
 
     `weights` [E] are the rows of each example; `n` is how many examples will be measured. With shared masks all
@@ -113,11 +123,11 @@ def foresee(divergences: Tensor, weights: Tensor, n: int, *, shared_masks: bool)
     mean = float((weights * _off_diagonal(divergences)).sum())
     if shared_masks:
         single, pair = _components((weights[:, None, None] * divergences).sum(0)[None])
-        return Foreseen(mean, float(single[0]), float(pair[0]), 1.0)
+        return Foreseen(mean, *_at_least_0(single[0], pair[0]), 1.0, blocks)
     squares = weights.square()
     effective = n / len(weights) / float(squares.sum())  # Kish's number, were all examples like these
     single, pair = ((squares * part).sum() / squares.sum() for part in _components(divergences))
-    return Foreseen(mean, float(single), float(pair), effective)
+    return Foreseen(mean, *_at_least_0(single, pair), effective, blocks)
 
 
 def divergences(normalised: Tensor, family: Family, owners: Tensor | None, n: int) -> Tensor:
@@ -150,4 +160,8 @@ def _components(divergences: Tensor) -> tuple[Tensor, Tensor]:
     total = divergences.sum((1, 2))
     sharing_one = (rows.square().sum(-1) - squares) / (k * (k - 1) * (k - 2))  # h_ij h_il
     sharing_none = (total.square() - 4 * rows.square().sum(-1) + 2 * squares) / (k * (k - 1) * (k - 2) * (k - 3))
-    return (sharing_one - sharing_none).clamp(min=0), (squares / (k * (k - 1)) - sharing_none).clamp(min=0)
+    return sharing_one - sharing_none, squares / (k * (k - 1)) - sharing_none
+
+
+def _at_least_0(single: Tensor, pair: Tensor) -> tuple[float, float]:
+    return max(float(single), 0.0), max(float(pair), 0.0)

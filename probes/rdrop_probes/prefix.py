@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from torch.utils.weak import TensorWeakRef
 Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class PrefixMismatchError(RuntimeError):
-    """A pass did not do what the recorded pass did before its first draw."""
+class PrefixMismatch(BaseException):
+    """A pass did not do what the recorded pass did before its first draw; no Exception, lest a model catches it."""
 
 
 class EndOfPrefix(BaseException):
@@ -40,9 +40,10 @@ class _Shell:
     def of(tensor: Tensor) -> _Shell:
         return _Shell(tensor.size(), tensor.stride(), tensor.dtype, tensor.device)
 
-    def tensor(self) -> Tensor:
-        """A tensor that looks like it, whose memory is never touched."""
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+    @property
+    def extent(self) -> int:
+        """Numbers between its first and its last, these included."""
+        return 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Prefix:
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         self._known = list(known)
+        self._unknown: list[Tensor] = []  # kept, so that no other tensor takes their identity
         self._versions = list(map(_version, self._known))
         self._steps: list[_Step] = []
         self._held: list[tuple[Tensor, int, Tensor | None]] = []
@@ -84,12 +86,18 @@ class Prefix:
             self._steps.pop()  # the mask to be drawn, which an eval pass does without
         for step in self._steps:
             step.results = [] if step.view else [self._settled(result, guarded) for result in step.results]
+        self._lend_shells()
 
     @property
     def usable(self) -> bool:
         """Whether the recorded pass left what it did not make as it was, and changes of its results can be seen."""
         unseen = any(held.is_inference() for held, *_ in self._held)
         return not unseen and not self.reshaped and list(map(_version, self._known)) == self._versions
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor shares its memory with a result that is held."""
+        memory = tensor.untyped_storage().data_ptr()
+        return any(held.untyped_storage().data_ptr() == memory for held, *_ in self._held)
 
     def changed(self) -> frozenset[int]:
         """Numbers of the held results that a suffix has changed in place and that cannot be restored."""
@@ -113,6 +121,20 @@ class Prefix:
         self._held.append((tensor, _version(tensor), tensor.clone() if number in guarded else None))
         return tensor
 
+    def _lend_shells(self) -> None:
+        """Give shells the same memory, which is full of NaN: whoever reads one all the same will show it."""
+        shells = [result for step in self._steps for result in step.results if isinstance(result, _Shell)]
+        lent: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        for shell in sorted(shells, key=lambda s: -s.extent):
+            kind = (shell.dtype, shell.device)
+            if kind not in lent:
+                lent[kind] = torch.full((shell.extent,), torch.nan, dtype=shell.dtype, device=shell.device)
+        for step in self._steps:
+            step.results = [
+                lent[r.dtype, r.device].as_strided(r.size, r.stride) if isinstance(r, _Shell) else r
+                for r in step.results
+            ]
+
 
 class Recorder:
     """Notes the operators of a pass in a prefix, and ends the pass at the first draw."""
@@ -120,7 +142,7 @@ class Recorder:
     def __init__(self, prefix: Prefix, guarded: frozenset[int] = frozenset()) -> None:
         self._prefix = prefix
         self._guarded = guarded
-        self._tokens = _Tokens(prefix._known)
+        self._tokens = _Tokens(prefix._known, prefix._unknown)
 
     def __call__(self, run: Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and note it."""
@@ -144,8 +166,9 @@ class Player:
     """Hands out the results of a recorded prefix, as long as the pass does what was recorded."""
 
     def __init__(self, prefix: Prefix) -> None:
+        self.failed = False  # remembered for models that catch whatever is raised
         self._steps = prefix._steps
-        self._tokens = _Tokens(prefix._known)
+        self._tokens = _Tokens(prefix._known, prefix._unknown)
         self._next = 0
 
     @property
@@ -157,22 +180,26 @@ class Player:
         """Make sure that it comes where it came.
 
         Raises:
-            PrefixMismatchError: the recorded pass did more before.
+            PrefixMismatch: the recorded pass did more before.
         """
         if not self.done:
-            raise PrefixMismatchError("the first draw came earlier than in the recorded pass")
+            self._fail("the first draw came earlier than in the recorded pass")
+
+    def _fail(self, text: str) -> NoReturn:
+        self.failed = True
+        raise PrefixMismatch(text)
 
     def __call__(self, run: Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The recorded result of an operator.
 
         Raises:
-            PrefixMismatchError: another one was recorded here.
+            PrefixMismatch: another one was recorded here.
         """
         if func.namespace in _ASIDE:
             return run(func, args, kwargs)
         step = self._steps[self._next]
         if func is not step.operator or self._tokens.describe(func, args, kwargs) != step.arguments:
-            raise PrefixMismatchError(f"{func} came where {step.operator} was recorded")
+            self._fail(f"{func} came where {step.operator} was recorded")
         if step.view:
             result = run(func, args, kwargs)
             self._tokens.name(_listed(result)[0], self._next)
@@ -187,8 +214,9 @@ class Player:
 class _Tokens:
     """Names for tensors that say where they come from, alike in all passes."""
 
-    def __init__(self, known: list[Tensor]) -> None:
+    def __init__(self, known: list[Tensor], unknown: list[Tensor]) -> None:
         self._known = {id(t): number for number, t in enumerate(known)}
+        self._unknown = unknown
         self._names: dict[int, tuple[int, int]] = {}
 
     def name(self, results: list[Any], step: int) -> None:
@@ -202,13 +230,29 @@ class _Tokens:
         fresh = func.overloadpacket.__name__ in _FRESH
         return tuple([self._one(a, fresh) for a in args]), {k: self._one(v, fresh) for k, v in kwargs.items()}
 
+    def _told(self, value: Tensor, fresh: bool) -> Any:
+        """Where a tensor comes from: from before the pass, from a step, from Python's numbers, or from elsewhere."""
+        if fresh:
+            return _contents(value)
+        told = self._known.get(id(value), self._names.get(id(value)))
+        if told is None:
+            self._unknown.append(value)
+            return "elsewhere", id(value)
+        return told
+
     def _one(self, value: Any, fresh: bool) -> Any:
         if isinstance(value, Tensor):
-            told = None if fresh else self._known.get(id(value), self._names.get(id(value)))
-            return told, value.shape, value.dtype
+            return self._told(value, fresh), value.shape, value.dtype
         if isinstance(value, list | tuple):
             return tuple([self._one(v, fresh) for v in value])
         return value if isinstance(value, _COMPARABLE) else type(value)
+
+
+def _contents(tensor: Tensor) -> Any:
+    """The bytes of a small tensor that was made outside of operators, from Python's numbers; else the tensor's own."""
+    if tensor.device.type != "cpu" or tensor.numel() > _SMALL:
+        return object()
+    return bytes(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
 
 
 def _version(tensor: Tensor) -> int:
@@ -225,7 +269,7 @@ def _noted(out: Any, args: tuple[Any, ...]) -> Any:
         return _Value(out)
     if (alias := next((place for place, a in enumerate(args) if a is out), None)) is not None:
         return alias
-    if out.numel() <= _SMALL or not out.is_floating_point():  # a model may read its numbers behind our back
+    if not out.is_floating_point():  # indices and conditions are small, and not to be trifled with
         return _Weak(lambda: out, _Shell.of(out))
     return _Weak(TensorWeakRef(out), _Shell.of(out))
 
@@ -248,8 +292,6 @@ class _Value:
 def _result(result: Any, args: tuple[Any, ...]) -> Any:
     if isinstance(result, int):
         return args[result]
-    if isinstance(result, _Shell):
-        return result.tensor()
     return result.value if isinstance(result, _Value) else result
 
 

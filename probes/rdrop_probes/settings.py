@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from rdrop_probes.arithmetic import Precision
 from rdrop_probes.masks import Masks
 from rdrop_probes.sites import SitePlan
 from rdrop_probes.strategies import Strategy
@@ -16,7 +17,8 @@ class Settings:
     """How to measure: number of sub-models K, seed, masks, strategy, sub-models at a time (None: what fits).
 
     With a `tolerance` a pilot chooses K, so that the interval over masks of the mean EPKL is within it, relative to
-    the mean. `memory` is what a run may take in bytes (None: what there is).
+    the mean. `memory` is what a run may take in bytes (None: what there is), `precision` what passes compute in (None:
+    as the checkpoint is).
     """
 
     sub_models: int = 32
@@ -26,6 +28,7 @@ class Settings:
     chunk: int | None = None
     tolerance: float | None = None
     memory: int | None = None
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         if self.sub_models < 2:

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -26,7 +26,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     off, so that a checkpoint's numbers are the same wherever it is measured. Compiled code runs uncompiled: its
     random numbers are made inside kernels. The fused path of `nn.TransformerEncoder` and
     `nn.MultiheadAttention`, which skips dropout, is off, and so are the fused attention kernels, whose masks
-    cannot be supplied and which have no second derivative.
+    cannot be supplied and which have no second derivative. cuDNN is off for models with a recurrent layer: its
+    layers draw inside, from a state of its own, and have gradients in training mode only.
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -41,6 +42,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         torch.backends.mha.set_fastpath_enabled(False)
         _keep_together(model)
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+            torch.backends.cudnn.enabled = False
         yield
 
 
@@ -94,11 +98,15 @@ def flags(model: nn.Module, training: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class Buffers:
-    """The buffers of a model as they were found, to be put back when a pass has changed them."""
+    """The buffers of a model as they were found, to be put back when a pass has changed them.
 
-    def __init__(self, model: nn.Module) -> None:
+    Off the processor values are put back unseen, because looking would wait for the device; with `look` they are
+    looked at the first time.
+    """
+
+    def __init__(self, model: nn.Module, *, look: bool = True) -> None:
         self.changed: set[str] = set()
-        self._looked = False
+        self._look = look
         self._found = [
             (f"{path}.{name}".lstrip("."), module, name, buffer, buffer.clone())
             for path, module in model.named_modules()
@@ -107,21 +115,21 @@ class Buffers:
         ]
 
     def restore(self) -> None:
-        """Put back every tensor and value; `changed` remembers the names of those that needed it.
-
-        Off the processor values are put back unseen after the first time: looking would wait for the device.
-        """
+        """Put back every tensor and value; `changed` remembers the names of those that needed it."""
+        differing: list[tuple[Tensor, Tensor]] = []
         for path, module, name, buffer, value in self._found:
             if module._buffers.get(name) is not buffer:
                 self.changed.add(path)
                 module._buffers[name] = buffer
-            seen = buffer.device.type == "cpu" or not self._looked
-            if not seen or not torch.equal(buffer, value):  # by value: changes through .data leave no other trace
-                if seen:
-                    self.changed.add(path)
-                with torch.no_grad():
-                    buffer.copy_(value)
-        self._looked = True
+            if self._look or buffer.device.type == "cpu":
+                if torch.equal(buffer, value):  # by value: changes through .data leave no other trace
+                    continue
+                self.changed.add(path)
+            differing.append((buffer, value))
+        self._look = False
+        if differing:
+            with torch.no_grad():
+                torch._foreach_copy_([buffer for buffer, _ in differing], [value for _, value in differing])
 
 
 @contextmanager
@@ -155,7 +163,7 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[Buffers]:
     """Every buffer of `model` is on exit the tensor that it was, with the values that it had."""
-    buffers = Buffers(model)
+    buffers = Buffers(model, look=False)
     try:
         yield buffers
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rdrop_probes.divergences import agree
+from rdrop_probes.memory import is_out_of_memory
 from rdrop_probes.passes import Examples, Passes, Suffix
 
 Strategy = Literal["auto", "vmap", "fold", "loop"]
@@ -27,14 +28,21 @@ class StrategyError(ValueError):
     """The strategy that was insisted on cannot run the model, or not rightly."""
 
 
+Run = Callable[[Examples], Tensor]
+
+
 @dataclass(frozen=True)
 class Choice:
-    """A strategy, how many sub-models it runs at a time, why, and what was timed: seconds a sub-model by strategy."""
+    """A strategy, how many sub-models it runs at a time, why, and what was timed: seconds a sub-model by strategy.
+
+    `replay` is whether what comes before the first draw is run once a batch.
+    """
 
     strategy: Literal["vmap", "fold", "loop"]
     chunk: int = 1
     reason: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    replay: bool = False
 
     def __str__(self) -> str:
         at_a_time = f", {self.chunk} sub-models at a time" if self.chunk > 1 else ""
@@ -55,7 +63,14 @@ def choose(
     Raises:
         StrategyError: what is insisted on does not give what the loop gives.
     """
-    _check_replay(passes, examples)
+    passes.replay = _replays(passes, examples)
+    choice = _chosen(passes, examples, wanted, count, needs_loop, chunk)
+    return replace(choice, replay=passes.replay)
+
+
+def _chosen(
+    passes: Passes, examples: Examples, wanted: Strategy, count: int, needs_loop: str, chunk: int | None
+) -> Choice:
     if wanted == "loop" or needs_loop:
         if wanted not in ("loop", "auto"):
             raise StrategyError(f"the strategy {wanted} does not do for this model: {needs_loop}")
@@ -64,7 +79,19 @@ def choose(
     chunk = chunk or _fitting(suffix, count, _device(examples))
     if wanted == "auto" and (reason := _not_worth_it(passes, examples, suffix, chunk)):
         return Choice("loop", reason=reason)
-    return _fastest(passes, examples, wanted, max(chunk, 2), count)
+    return _fastest_that_fits(passes, examples, wanted, max(chunk, 2), count)
+
+
+def _fastest_that_fits(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int) -> Choice:
+    """The fastest with as many sub-models at a time as memory allows."""
+    while True:
+        try:
+            return _fastest(passes, examples, wanted, chunk, count)
+        except Exception as error:
+            if not is_out_of_memory(error) or chunk == 1:
+                raise
+            passes.forget()
+            chunk //= 2
 
 
 def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int) -> Choice:
@@ -98,20 +125,27 @@ def _problem(name: str, run: Callable[[], Tensor], expected: list[Tensor]) -> st
     try:
         found = run()
     except Exception as error:  # whatever a model does that a strategy cannot, the loop can
+        if is_out_of_memory(error):
+            raise
         return f"{name} cannot run this model: {first_line(error.__cause__ or error)}"
-    if agree(found[: len(expected)], torch.stack(expected)):
+    if found.dtype == expected[0].dtype and agree(found[: len(expected)], torch.stack(expected)):
         return ""
     return f"{name} does not reproduce the loop on the first batch"
 
 
-def _check_replay(passes: Passes, examples: Examples) -> None:
-    """Replay prefixes only where that gives what whole passes give."""
-    if not passes.replay:
-        return
+def _replays(passes: Passes, examples: Examples) -> bool:
+    """Whether passes that are spared what comes before the first draw give what whole passes give."""
+    if not passes.replayable:
+        return False
     few = examples.first(LOOKED_AT)
-    if not all(agree(passes.one(few, k), passes.one(few, k, replay=False)) for k in range(2)):
-        passes.replay = False
+    some: list[Run] = [partial(passes.one, sub_model=k) for k in (0, 1, 0)]
+    runs: list[Run] = [passes.eval_model, *some, passes.eval_model]
+    passes.replay = False
+    whole = [run(few).clone() for run in runs]
+    passes.replay = True
+    same = all(agree(run(few), expected) for run, expected in zip(runs, whole, strict=True))
     passes.forget()
+    return same
 
 
 def _not_worth_it(passes: Passes, examples: Examples, suffix: Suffix, chunk: int) -> str:

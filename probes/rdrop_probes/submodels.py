@@ -52,12 +52,22 @@ class SubModels:
         choice: Choice | None = None,
     ) -> None:
         self.count = count
-        self.choice = choice
         self._plan = plan
         self._wanted = strategy
         self._chunk = chunk
         self._passes = Passes(model, forward, plan, seed=seed, masks=masks)
+        self.choice = choice
         self._last: Examples | None = None
+
+    @property
+    def choice(self) -> Choice | None:
+        """How sub-models are run; None while that is not decided."""
+        return self._choice
+
+    @choice.setter
+    def choice(self, choice: Choice | None) -> None:
+        self._choice = choice
+        self._passes.replay = choice is not None and choice.replay
 
     def choose(self, inputs: Any, n: int, start: int) -> Choice:
         """Decide on a batch how sub-models are run, unless that is decided.

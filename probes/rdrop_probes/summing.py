@@ -65,6 +65,8 @@ class Summing:
         Votes are [P, C], how many sub-models vote for each class.
         """
         whole = self._seen(outputs)
+        if self._places is not None:
+            self._there = self._places.to(outputs.device)
         if not self.terms:
             yield whole, None
             return
@@ -155,11 +157,10 @@ class Summing:
         """Some rows [k, P, C] of outputs [k, N, ..., C] of sub-models."""
         if self._places is None:
             return outputs[:, rows]
-        places = self._places[rows]
-        if len(places) != 1:
-            index: list[slice | Tensor] = [slice(None), *places.to(outputs.device).unbind(1)]
+        if rows.stop - rows.start != 1:
+            index: list[slice | Tensor] = [slice(None), *self._there[rows].unbind(1)]
             return outputs[tuple(index)]
-        for place in places[0].tolist():
+        for place in self._places[rows][0].tolist():
             outputs = outputs.select(1, place)  # a view
         return outputs.unsqueeze(1)
 

@@ -63,6 +63,11 @@ from rdrop_analysis.files import FORMATS
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="All masks follow from it.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="What passes compute in: bf16 and fp16 as under torch.autocast. Default: the checkpoint's own.",
+)
+@click.option(
     "--strategy",
     type=click.Choice(["auto", "vmap", "fold", "loop"]),
     default="auto",

@@ -9,7 +9,7 @@ from scipy import stats
 
 from rdrop_probes.divergences import kl
 from rdrop_probes.families import CATEGORICAL
-from rdrop_probes.precision import LADDER, Foreseen, divergences, foresee
+from rdrop_probes.precision import LADDER, USUAL, Foreseen, divergences, foresee
 
 
 def log_p_of(generator: torch.Generator, k: int, n: int, classes: int = 5, noise: float = 0.4) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_enough_is_the_first_of_the_ladder_and_never_more_than_its_end():
     assert wide.half_width(k) <= 0.1
     assert wide.half_width(LADDER[LADDER.index(k) - 1]) * 1.1 > 0.1
     assert Foreseen(1.0, 50.0, 200.0, 1).enough(0.001) == LADDER[-1]
-    assert Foreseen(0.0, 0.0, 0.0, 10).enough(0.05) == LADDER[0]  # nothing varies
+    assert Foreseen(0.0, 0.0, 0.0, 10).enough(0.05) == USUAL  # a pilot that saw nothing foretells nothing
 
 
 def test_intervals_after_a_pilot_cover():

@@ -115,7 +115,9 @@ def passes_over(name: str, n: int = 6) -> Iterator[tuple[Passes, Examples]]:
     model, x = CASES[name]().eval(), torch.randn(n, 1, 8, 8)
     with preserved(model):
         plan = find_sites(model, lambda few: model(x[torch.arange(few) % n]), n)
-        yield Passes(model, model, plan, seed=3, masks="per-example"), Examples(x, n, 10)
+        passes = Passes(model, model, plan, seed=3, masks="per-example")
+        passes.replay = True
+        yield passes, Examples(x, n, 10)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -202,11 +202,11 @@ def test_shared_masks_are_shared_whatever_the_mask_looks_like(measured, name):
 def test_the_seed_alone_decides_the_numbers(measured):
     model, x, labels = MLP.build().eval(), torch.randn(N, 5), torch.randint(0, C, (N,))
     probes = [PairwiseKL, Gap, Jacobian, Prediction]
-    first = columns_of(measured(model, x, probes, labels, batch=5, sub_models=5, seed=3))
+    first = columns_of(measured(model, x, probes, labels, batch=5, sub_models=5, seed=3, strategy="fold"))
     torch.manual_seed(99)
     random.seed(99)
-    assert columns_of(measured(model, x, probes, labels, batch=5, sub_models=5, seed=3)) == first
-    other = columns_of(measured(model, x, probes, labels, batch=5, sub_models=5, seed=4))
+    assert columns_of(measured(model, x, probes, labels, batch=5, sub_models=5, seed=3, strategy="fold")) == first
+    other = columns_of(measured(model, x, probes, labels, batch=5, sub_models=5, seed=4, strategy="fold"))
     assert other["epkl"] != first["epkl"]
     assert other["jacobian_logits"] == first["jacobian_logits"]
 
