@@ -293,3 +293,16 @@ def test_the_sums_stay_within_what_rows_that_fit_says():
     held = sum(t.numel() * t.element_size() for t in space._held.values())
     assert held < 1.1 * memory / block_sums.SHARE_OF_SUMS
     assert summing.IN_CACHE * 8 <= 2**21
+
+
+@pytest.mark.parametrize("classes", [MANY, 50_257])
+def test_kl_to_the_eval_model_keeps_its_sign_where_it_is_tiny(classes):
+    """Single precision of the normaliser would put 5e-8 on every row; the mean over rows is held to 1e-9."""
+    g = torch.Generator().manual_seed(0)
+    eval_logits = 3 * torch.randn(64, classes, generator=g)
+    logits = eval_logits + 1e-3 * torch.randn(4, 64, classes, generator=g)
+    batch = EvalBatch(0, None, eval_logits, ruled_out=False)
+    found = Distributions(batch, logits, exact=False).kl_to_eval.mean()
+    log_p, log_q = (x.double().log_softmax(-1) for x in (logits, eval_logits))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-3, abs=1e-9)
