@@ -96,7 +96,8 @@ def analyze(
             alpha 0, else the first.
         batch_size: examples at a time; None chooses by the size of an example.
         limit: use only the first examples.
-        memory: bytes that a run may take, about, beyond model and data; None for what the machine has.
+        memory: bytes that sums over sub-models and gradients are kept within, about; a pass over a few examples takes
+            what it takes. None for what the machine has.
         precision: what all passes compute in: "bf16" or "fp16" (torch's autocast), "fp32", or None for the
             checkpoint's own. Sums over sub-models are in double precision always.
         device: where to run, such as "cpu" or "cuda".
@@ -124,6 +125,8 @@ def analyze(
     named = entries(models)
     if reference is not None and reference not in (known := [entry.name for entry in named]):
         raise UsageError(f"there is no checkpoint {reference!r} to be the reference: choose from {', '.join(known)}")
+    if resume is not None and (not isinstance(resume, str | Path) or not str(resume)):
+        raise UsageError(f"resume must be a directory, not {resume!r}")
     place = place or Place(directories=() if resume is None else (Path(resume),))
     here = _device(device, shared=place.team.size > 1)
     options = Options(settings, here, model, probes, batch_size, limit, task, trust_code, keep_going)
@@ -257,6 +260,8 @@ class _Run:
     @property
     def _sub_models_known(self) -> int | None:
         """K where masks are shared and the first checkpoint has chosen: they are compared sub-model by sub-model."""
+        if self.place.sub_models is not None:
+            return self.place.sub_models
         first = self.measured[0].measurement if self.measured else None
         return first.sub_models if first is not None and first.shared_masks else None
 
@@ -306,7 +311,7 @@ def _settings(
     precision: Precision | None,
 ) -> Settings:
     if tolerance is not None and sub_models != "auto":
-        raise UsageError('a tolerance goes with sub_models="auto": leave one of them out')
+        raise UsageError("a tolerance goes with as many sub-models as it takes: make their number auto")
     if sub_models == "auto":
         tolerance = DEFAULT_TOLERANCE if tolerance is None else tolerance
     count = USUAL if sub_models == "auto" else sub_models

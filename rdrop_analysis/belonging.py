@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from rdrop_analysis.decisions import are_sound
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_analysis.journal import Header, Stored, journals
+from rdrop_analysis.journal import Header, JournalError, Stored, check_place, journals
+from rdrop_analysis.locks import held_elsewhere
 from rdrop_probes.columns import State
 
-MACHINE = frozenset({"torch", "device", "threads", "cpu"})  # what shards of one run may differ in
+MACHINE = frozenset({"torch", "device", "threads", "cpu", "model"})  # what shards of one run may differ in, by rounding
 SIZE = "batch size"  # likewise, as long as the batches are the same
 ROUNDING = 1e-3  # of the largest of a model's first outputs, by which they may differ between machines
 SHOWN = 5
+PATIENCE = 10.0  # seconds for the workers of a torchrun that was killed to find that out
 
 
 class Belonging:
@@ -37,10 +41,11 @@ class Belonging:
         self._where = ", ".join(map(str, directories))
         self._name = printable(ours.checkpoint)
         self._cut_otherwise: list[Stored] = []
-        found = [s for d in directories for s in journals(d, ours.checkpoint) if self._is_same_work(s.header)]
+        found = [s for d in directories for s in self._sound(d) if self._is_same_work(s.header)]
         if merged:
             self._stored = self._most_of_one_cut(found)
         else:
+            self._check_alone(found)
             self._stored = [s for s in found if s.header.decisions == found[0].header.decisions]
 
     def decision(self, name: str) -> State | None:
@@ -74,11 +79,30 @@ class Belonging:
         if left:
             raise DataError(self._missing(left) if self._stored else self._nothing())
 
+    def _sound(self, directory: Path) -> list[Stored]:
+        """The journals of this checkpoint whose decisions can be taken over."""
+        check_place(directory)
+        return [s for s in journals(directory, self._ours.checkpoint) if are_sound(s.header.decisions)]
+
+    def _check_alone(self, found: Sequence[Stored]) -> None:
+        """Nobody else is at this very work.
+
+        Raises:
+            JournalError: another process is.
+        """
+        ours = [s.path for s in found if s.header.shard == self._ours.shard]
+        until = time.monotonic() + PATIENCE
+        while (held := any(map(held_elsewhere, ours))) and time.monotonic() < until:
+            time.sleep(PATIENCE / 50)
+        if held:
+            text = f"another process is measuring {self._name} in {self._where} with the same options"
+            raise JournalError(f"{text}: let it end, or name another --output")
+
     def _is_same_work(self, theirs: Header) -> bool:
         names = {*self._ours.key, *theirs.key}
         other = {name for name in names if self._ours.key.get(name) != theirs.key.get(name)}
         other -= MACHINE | {SIZE} if self._merged else set()
-        self.others |= other
+        self.others |= other - {"model"} or other  # what it gives may follow from all the others
         return not other
 
     def _most_of_one_cut(self, found: Sequence[Stored]) -> list[Stored]:
@@ -103,14 +127,16 @@ class Belonging:
     def _same_sample(self, theirs: Any) -> bool:
         """Whether first outputs are the same: to the bit for a run that goes on, about so from another machine."""
         ours = self._ours.facts["sample"]
-        if theirs == ours or not self._merged:
-            return bool(theirs == ours)
         try:
             found, wanted = np.array(theirs, dtype=float), np.array(ours, dtype=float)
         except (TypeError, ValueError):
             return False
+        if not self._merged:
+            return np.array_equal(found, wanted, equal_nan=True)
         largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
-        return found.shape == wanted.shape and np.allclose(found, wanted, rtol=0, atol=ROUNDING * largest)
+        return found.shape == wanted.shape and np.allclose(
+            found, wanted, rtol=0, atol=ROUNDING * largest, equal_nan=True
+        )
 
     def _nothing(self) -> str:
         of = f" with the same {', '.join(sorted(self.others))}" if self.others else ""
@@ -127,17 +153,21 @@ class Belonging:
         return text + (self._size_to_give() if self._cut_otherwise else "")
 
     def _size_to_give(self) -> str:
-        """How shards whose batches were of another size come to have the same."""
+        """How shards whose batches were of another size, or whose sub-models were more or fewer, come to be alike."""
+        if all(stored.header.starts == self._stored[0].header.starts for stored in self._cut_otherwise):
+            return " on the machine of the others, as another number of sub-models was chosen for it"
         sizes = set(self._stored[0].header.decisions["batching"]["sizes"])
         size = f" {sizes.pop()}" if len(sizes) == 1 else ""
         where = " and" if size else ", all of them with the same"
         return f"{where} --batch-size{size}, as shards were cut into other batches on another machine"
 
 
-def _cut(stored: Stored) -> list[int]:
-    return stored.header.starts
+def _cut(stored: Stored) -> tuple[list[int], int]:
+    """Where its items start, and how many sub-models a pilot chose."""
+    chosen = stored.header.decisions.get("sub_models", {"sub_models": 0})
+    return stored.header.starts, chosen["sub_models"]
 
 
 def _part_done(group: Sequence[Stored]) -> float:
     """Which part of all items some journals have that were cut alike."""
-    return len(set().union(*(stored.places for stored in group))) / max(len(_cut(group[0])), 1)
+    return len(set().union(*(stored.places for stored in group))) / max(len(group[0].header.starts), 1)

@@ -2,36 +2,48 @@
 
 A journal is an append-only file of one worker: a header that says what it belongs to, then one record a work item, each
 with its length and checksum. A record that was cut off ends the journal. Records are MessagePack with arrays as raw
-numbers: reading one runs no code and takes no more memory than the file has bytes.
+numbers: reading one runs no code and takes no more memory than the file has bytes. What is no journal, or has a header
+that makes no sense, is passed over. Whoever writes a journal holds its lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import secrets
 import struct
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 import numpy as np
 
 from rdrop_analysis.errors import DataError
+from rdrop_analysis.files import printable
+from rdrop_analysis.locks import held_elsewhere, hold
 from rdrop_probes.columns import State
 
 FOLDER = ".rdrop-partial"
 SUFFIX = ".journal"
 MAGIC = b"rdrop-journal-1\n"
 HEADER = -1  # the place of a start in the header's record
+LONGEST_HEADER = 2**26  # bytes
+LONGEST_RECORD = 2**31
 
 _FRAME = struct.Struct("<qQ16s")  # index of the first example, length, checksum
 _ARRAY = 1
 _KINDS = "biuf"  # of numbers
+_PIECE = 2**20  # bytes that are looked at together
+
+Start = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Part = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 
 class JournalError(DataError):
@@ -50,39 +62,61 @@ class Header(msgspec.Struct, frozen=True):
     key: dict[str, str]
     facts: dict[str, Any]
     decisions: dict[str, dict[str, Any]]
-    starts: list[int]
-    shard: tuple[int, int]
-    options: dict[str, Any]
+    starts: list[Start]
+    shard: tuple[Part, Part]
+    options: dict[str, str | list[str]]
+
+    def check(self) -> None:
+        """See that one part fits to the other.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.shard[0] > self.shard[1]:
+            raise ValueError("no part of a whole")
+        if any(one >= other for one, other in pairwise(self.starts)):
+            raise ValueError("starts do not follow each other")
+        texts = (self.checkpoint, *self.options, *self.options.values())
+        if any("\0" in part for text in texts for part in ([text] if isinstance(text, str) else text)):
+            raise ValueError("no text")
 
 
 class Journal:
-    """The journal that one worker writes; the file is made with the first item."""
+    """The journal that one worker writes; the file is made with the first item, and never made again."""
 
     def __init__(self, directory: Path, checkpoint: str) -> None:
         self._path = _folder(directory, checkpoint) / f"{secrets.token_hex(8)}{SUFFIX}"
-        self._begun = False
+        self._file: FileIO | None = None
 
     def put(self, header: Header, start: int, record: bytes) -> None:
         """Append the record of an item; it is with the operating system when this returns.
 
         Raises:
-            JournalError: it cannot be written.
+            JournalError: it cannot be written, or somebody has removed the file.
         """
         try:
-            if not self._begun:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._append(MAGIC + _framed(HEADER, encode(header)))
-                self._begun = True
-            self._append(_framed(start, record))
+            if self._file is None:
+                self._file = self._made()
+                _append(self._file, MAGIC + _framed(HEADER, encode(header)))
+            _append(self._file, _framed(start, record))
+            removed = os.fstat(self._file.fileno()).st_nlink == 0
         except OSError as problem:
             text = f"cannot write {self._path}: {problem.strerror or problem}"
             raise JournalError(f"{text}; what was finished is kept, and the same command goes on from it") from problem
+        if removed:
+            raise JournalError(f"{self._path} was removed while it was being written: run the same command again")
 
-    def _append(self, content: bytes) -> None:
-        with FileIO(self._path, "a" if self._begun else "x") as file:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[file.write(rest) :]
+    def close(self) -> None:
+        """Let others have the file; nothing more is put into it."""
+        if self._file is not None:
+            self._file.close()
+
+    def _made(self) -> FileIO:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = FileIO(self._path, "x")
+        weakref.finalize(self, file.close)
+        hold(file)
+        return file
 
 
 @dataclass(frozen=True)
@@ -102,7 +136,7 @@ class Stored:
 
 
 def journals(directory: Path, checkpoint: str | None = None) -> list[Stored]:
-    """The journals of one checkpoint, or of all, that a directory holds; what is no journal is passed over."""
+    """The journals of one checkpoint, or of all, that a directory holds."""
     pattern = f"*/*{SUFFIX}" if checkpoint is None else f"{_folder(directory, checkpoint).name}/*{SUFFIX}"
     found = [read_journal(path) for path in sorted((directory / FOLDER).glob(pattern)) if path.is_file()]
     return [stored for stored in found if stored and (checkpoint in (None, stored.header.checkpoint))]
@@ -115,25 +149,46 @@ def read_journal(path: Path) -> Stored | None:
             if file.read(len(MAGIC)) != MAGIC:
                 return None
             header, places = None, {}
-            for start, offset, payload in _records(file, path.stat().st_size):
+            for start, offset, length in _records(file, path.stat().st_size):
                 if header is None:
-                    header = msgspec.convert(decode(payload), Header) if start == HEADER else None
-                    if header is None:
+                    if start != HEADER or length > LONGEST_HEADER:
                         return None
+                    header = _header(file, offset, length)
                 else:
-                    places[start] = (offset, len(payload))
+                    places[start] = (offset, length)
     except (OSError, ValueError):  # of which msgspec's errors are
         return None
     return None if header is None else Stored(path, header, places)
 
 
-def discard(directory: Path) -> None:
-    """Remove the journals of a run that is complete, and nothing else."""
-    with contextlib.suppress(OSError):  # left over, they only take space
-        for path in (directory / FOLDER).glob(f"*/*{SUFFIX}"):
-            path.unlink()
-        for folder in (*(directory / FOLDER).iterdir(), directory / FOLDER):
-            folder.rmdir()
+@dataclass(frozen=True)
+class Spent:
+    """What is of no more use once a run is saved: the journals of its `works`, by checkpoint and key."""
+
+    directory: Path
+    works: Sequence[tuple[str, Mapping[str, str]]]
+
+    def discard(self) -> None:
+        """Remove them, but no shards, nothing of other runs, and nothing that somebody is writing."""
+        for checkpoint, key in self.works:
+            for stored in journals(self.directory, checkpoint):
+                if stored.header.key == key and stored.header.shard == (1, 1) and not held_elsewhere(stored.path):
+                    with contextlib.suppress(OSError):  # left over, they only take space
+                        stored.path.unlink()
+        for folder in (*(self.directory / FOLDER).glob("*"), self.directory / FOLDER):
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def check_place(directory: Path) -> None:
+    """See that journals can be there.
+
+    Raises:
+        JournalError: something else is in their place.
+    """
+    folder = directory / FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise JournalError(f"{printable(folder)} is no directory: remove it, or name another with --output")
 
 
 def encode(state: Any) -> bytes:
@@ -156,6 +211,13 @@ def decode(content: bytes) -> State:
     return state
 
 
+def _header(file: BinaryIO, offset: int, length: int) -> Header:
+    file.seek(offset)
+    header = msgspec.convert(decode(file.read(length)), Header)
+    header.check()
+    return header
+
+
 def _packed(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in _KINDS:
         described = (value.dtype.str, value.shape, value.tobytes())
@@ -174,25 +236,36 @@ def _unpacked(code: int, data: memoryview) -> Any:
     return np.frombuffer(raw, np.dtype(dtype)).reshape(shape).copy()
 
 
+def _append(file: FileIO, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
 def _framed(start: int, payload: bytes) -> bytes:
-    return _FRAME.pack(start, len(payload), _checksum(start, payload)) + payload
+    checksum = _hash(start)
+    checksum.update(payload)
+    return _FRAME.pack(start, len(payload), checksum.digest()) + payload
 
 
-def _checksum(start: int, payload: bytes) -> bytes:
-    return hashlib.blake2b(payload, digest_size=16, key=struct.pack("<q", start)).digest()
+def _hash(start: int) -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16, key=struct.pack("<q", start))
 
 
-def _records(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
-    """Start, offset and content of every record that is whole."""
+def _records(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
+    """Start, offset and length of every record that is whole, none of which is held in memory."""
     while len(frame := file.read(_FRAME.size)) == _FRAME.size:
-        start, length, checksum = _FRAME.unpack(frame)
+        start, length, expected = _FRAME.unpack(frame)
         offset = file.tell()
-        if length > size - offset:
+        if length > min(size - offset, LONGEST_RECORD):
             return
-        payload = file.read(length)
-        if _checksum(start, payload) != checksum:
+        checksum = _hash(start)
+        for begin in range(0, length, _PIECE):
+            checksum.update(file.read(min(_PIECE, length - begin)))
+        if checksum.digest() != expected:
             return
-        yield start, offset, payload
+        yield start, offset, length
+        file.seek(offset + length)
 
 
 def _folder(directory: Path, checkpoint: str) -> Path:

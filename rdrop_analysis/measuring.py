@@ -23,7 +23,7 @@ from rdrop_probes.items import Work
 from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
 from rdrop_probes.memory import is_out_of_memory
-from rdrop_probes.precision import PILOT, PILOT_EXAMPLES, PILOT_NUMBERS, USUAL, Pilot
+from rdrop_probes.precision import LADDER, PILOT, PILOT_EXAMPLES, PILOT_NUMBERS, USUAL, Pilot
 from rdrop_probes.probe import Probe
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
@@ -144,10 +144,14 @@ def _with_precision(measured: Measured, tolerance: float) -> Measured:
         return measured
     width = (epkl.mask_high - epkl.estimate) / epkl.estimate
     text = (
-        f"{found.sub_models} sub-models, by a pilot: the mean EPKL of these examples is known to ±{width:.1%}"
-        f" (asked for ±{tolerance:.1%}, foretold ±{found.foreseen:.1%}); the usual {USUAL} would have been"
-        f" {USUAL / found.sub_models:.1f} times as many"
+        f"{found.sub_models} sub-models, by a pilot: the mean EPKL of these examples is known to ±{width:.2%}"
+        f" (asked for ±{tolerance:.2%})"
     )
+    if found.sub_models < USUAL:
+        text += f"; the usual {USUAL} would have been {USUAL / found.sub_models:.1f} times as many"
+    if width > tolerance:
+        most = found.sub_models == LADDER[-1]
+        text += "; more are not tried" if most else "; it came out wider than the pilot foretold: give a higher number"
     finding = Finding(code="sub_models_chosen", message=text, checkpoint=measured.result.name)
     return replace(measured, findings=[*measured.findings, finding])
 
@@ -155,6 +159,8 @@ def _with_precision(measured: Measured, tolerance: float) -> Measured:
 def _decided(work: Work, reader: Reader, data: Data, batch_size: int | None, memory: int | None) -> Batching:
     """How the data are cut into work items, as it was decided for all workers and for runs that go on."""
     plan = Batching(**work.decide("batching", lambda: asdict(batching(reader, data, batch_size, memory))))
+    if len(plan.sizes) != len(data.pieces):
+        raise DataError("what is kept of this run was cut for other data: delete it, or give another --output")
     pieces = zip(data.pieces, plan.sizes, strict=True)
     starts = [start for piece, size in pieces for start in range(piece.start, piece.start + len(piece), size)]
     work.lay_out(starts, data.n_examples)

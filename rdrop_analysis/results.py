@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import FORMATS, PICTURES, check_writable, write_whole
-from rdrop_analysis.journal import discard
+from rdrop_analysis.journal import Spent
 from rdrop_probes.records import RunRecord, Unit, in_unit, read_record, to_json
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ class Results:
         record: everything, as plain data; divergences in nats.
         per_example: one row a checkpoint and example: `checkpoint`, `example`, `label`, `prediction` and one
             column a metric (nats), or None if the results were read from a file without it.
-        journals: directory with the finished work items of this run, which are of no more use once it is saved.
+        journals: the finished work items of this run, which are of no more use once it is saved.
     """
 
     record: RunRecord
     per_example: pd.DataFrame | None
-    journals: Path | None = None
+    journals: Spent | None = None
 
     @property
     def unit(self) -> Unit:
@@ -90,7 +90,7 @@ class Results:
         if "html" in formats:
             self.report(directory / "report.html")
         if self.journals is not None:
-            discard(self.journals)
+            self.journals.discard()
         return directory
 
     def _write_tables(self, directory: Path) -> None:

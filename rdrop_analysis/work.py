@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from rdrop_analysis.belonging import MACHINE, Belonging
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import printable
-from rdrop_analysis.journal import Header, Journal, decode, encode
+from rdrop_analysis.journal import Header, Journal, Spent, decode, encode
 from rdrop_analysis.workers import Team
 from rdrop_probes.columns import State
 from rdrop_probes.items import Item, PartDone, Work, unstorable
@@ -30,6 +31,9 @@ class Place:
         stored_only: nothing is measured: every item is in the journals.
         options: of the command, for a merge to begin from.
         say: told in a line what the user has to know of all this.
+        works: what has been begun: checkpoints, and what their numbers follow from.
+        sub_models: K where a pilot has chosen it for masks that examples share; it holds for all checkpoints, which
+            are compared sub-model by sub-model.
     """
 
     team: Team = field(default_factory=Team)
@@ -38,6 +42,8 @@ class Place:
     stored_only: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = lambda _: None
+    works: list[tuple[str, dict[str, str]]] = field(default_factory=list, init=False)
+    sub_models: int | None = field(default=None, init=False)
 
     @property
     def keeps_results(self) -> bool:
@@ -45,9 +51,11 @@ class Place:
         return self.team.leads and self.shard[1] == 1
 
     @property
-    def spent_when_saved(self) -> Path | None:
-        """Where work items are kept that are of no more use once the results of the whole run are saved."""
-        return self.directories[0] if self.directories and self.keeps_results and not self.stored_only else None
+    def spent_when_saved(self) -> Spent | None:
+        """The kept work items that are of no more use once the results of the whole run are saved."""
+        if not self.directories or not self.keeps_results or self.stored_only:
+            return None
+        return Spent(self.directories[0], tuple(self.works))
 
     @property
     def shares_or_keeps(self) -> bool:
@@ -70,6 +78,7 @@ class Place:
             if self.directories:
                 self.say(f"{text}: if this run is interrupted it begins anew")
             return Work()
+        self.works.append((checkpoint, dict(key)))
         return SharedWork(self, checkpoint, dict(key), progress)
 
 
@@ -99,8 +108,10 @@ class SharedWork(Work):
             before = self._earlier.decision(name)
             return decision() if before is None else before
 
-        self._header.decisions[name] = self._team.share(decided)
-        return self._header.decisions[name]
+        found = self._header.decisions[name] = self._team.share(decided)
+        if name == "sub_models" and self._header.facts["shared_masks"] and self._place.sub_models is None:
+            self._place.sub_models = found["sub_models"]
+        return found
 
     def lay_out(self, starts: Sequence[int], n_examples: int) -> None:
         """Learn where each item starts, and how many examples there are."""
@@ -120,8 +131,7 @@ class SharedWork(Work):
             if self._place.stored_only:
                 self._earlier.check_all_there(left)
             self._greet(len(wanted) - len(left), len(wanted))
-            ends = dict(zip(starts, [*starts[1:], self._n_examples], strict=True))
-            self._progress(sum(ends[start] - start for start in done))
+            self._progress(sum(self._size(start) for start in done))
         self._todo = frozenset(left[self._team.rank :: self._team.size])
 
     def wants(self, start: int) -> bool:
@@ -154,6 +164,8 @@ class SharedWork(Work):
             PartDone: the items of this shard, or of this worker, are where they are merged from.
             DataError: a journal does not hold what it says.
         """
+        if self._journal is not None:
+            self._journal.close()
         gathered = self._team.gather(self._records)
         if not self._place.keeps_results:
             raise PartDone
@@ -173,10 +185,19 @@ class SharedWork(Work):
             return Item.restored(decode(record), probes)
         stored = self._earlier.holding(start)
         try:
-            return Item.restored(decode(stored.load(start)), probes)
+            item = Item.restored(decode(stored.load(start)), probes)
+            if (item.start, item.n) != (start, self._size(start)):
+                raise ValueError(f"not the examples from {start} on")
         except (OSError, ValueError) as problem:
             text = f"{stored.path} does not hold what it should ({printable(problem)}): delete it"
             raise DataError(f"{text} and run the same command again") from problem
+        return item
+
+    def _size(self, start: int) -> int:
+        """How many examples an item has."""
+        starts = self._header.starts
+        following = bisect_right(starts, start)
+        return (starts[following] if following < len(starts) else self._n_examples) - start
 
     def _check_alike(self, seen: Mapping[str, Any]) -> None:
         """Workers that are to share work see the same."""

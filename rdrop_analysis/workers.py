@@ -16,7 +16,7 @@ from rdrop_analysis.files import printable
 T = TypeVar("T")
 
 LONGEST = timedelta(days=2)  # that a worker waits for the others' items: torchrun ends a run of which one has died
-LAST_WORDS = timedelta(seconds=30)  # that the others give the leader to print how it ended
+LAST_WORDS = timedelta(seconds=5)  # that the others give the leader to print how it ended
 
 
 class Team:
@@ -128,7 +128,8 @@ class Torchrun(Team):
         try:
             self._dist.all_gather_object(everybody, (problem, mine))
         except RuntimeError as lost:  # there is nobody left to meet
-            self._agreed.append(DataError(f"another worker has ended: {str(lost).splitlines()[0][:200]}"))
+            text = "another worker was killed or has ended: what was finished is kept"
+            self._agreed.append(DataError(f"{text}, and the same command goes on from it"))
             raise self._agreed[-1] from lost
         problems = [theirs for theirs, _ in everybody if theirs is not None]
         if problems:

@@ -61,7 +61,7 @@ def test_without_dropout_there_is_nothing_to_choose():
 
 
 def test_a_tolerance_goes_with_auto():
-    with pytest.raises(UsageError, match="leave one of them out"):
+    with pytest.raises(UsageError, match="make their number auto"):
         analyze(net(), examples(), tolerance=0.1)
     with pytest.raises(UsageError, match="makes no sense"):
         analyze(net(), examples(), sub_models="auto", tolerance=5)

@@ -10,19 +10,23 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from rdrop_analysis import analyze, batching, journal
+from rdrop_analysis import analyze, batching, belonging, journal
 from rdrop_analysis.cli import main
+from rdrop_analysis.decisions import are_sound
 from rdrop_analysis.errors import DataError
-from rdrop_analysis.journal import FOLDER, decode, discard, encode, journals, read_journal
+from rdrop_analysis.journal import FOLDER, Header, Spent, Stored, decode, encode, journals, read_journal
+from rdrop_analysis.workers import Torchrun
 from rdrop_probes.records import to_json
 
 N, BATCH = 60, 10
@@ -98,10 +102,15 @@ def numbers(directory: str) -> tuple[object, str]:
 def start_from(template: str, directory: str) -> None:
     """Let runs decide alike what is decided by time: a journal that has the decisions, and no items."""
     for stored in journals(Path(template)):
-        path = Path(directory) / stored.path.relative_to(template)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        first = min(offset for offset, _ in stored.places.values()) - journal._FRAME.size
-        path.write_bytes(stored.path.read_bytes()[:first])
+        copied(stored, Path(directory) / stored.path.relative_to(template), items=False)
+
+
+def copied(stored: Stored, path: Path, *, items: bool, **changed: object) -> None:
+    """Write a journal as one of a whole run, with other things changed in its header, and with its items or without."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {**msgspec.structs.asdict(stored.header), "shard": (1, 1), **changed}
+    records = [journal._framed(start, stored.load(start)) for start in stored.places if items]
+    path.write_bytes(b"".join((journal.MAGIC, journal._framed(journal.HEADER, encode(header)), *records)))
 
 
 @pytest.fixture
@@ -287,8 +296,6 @@ def test_a_record_that_does_not_fit_is_named(tmp_path):
     ],
 )
 def test_arrays_are_numbers_and_as_large_as_they_say(described):
-    import msgspec
-
     record = msgspec.msgpack.encode({"a": msgspec.msgpack.Ext(1, msgspec.msgpack.encode(described))})
     with pytest.raises(ValueError, match="not a record"):
         decode(record)
@@ -313,12 +320,215 @@ def test_records_come_back_as_they_were():
         encode({"a": object()})
 
 
-def test_only_journals_are_removed(tmp_path):
+def test_only_what_a_run_is_done_with_is_removed(tmp_path):
     in_api(tmp_path)
     (tmp_path / FOLDER / "mine.txt").touch()
-    discard(tmp_path)
-    assert [path.name for path in (tmp_path / FOLDER).rglob("*")] == ["mine.txt"]
-    discard(tmp_path / "nowhere")
+    one, other = journals(tmp_path)
+    works = [(stored.header.checkpoint, stored.header.key) for stored in (one, other)]
+    others = {"shard": {"shard": (1, 2)}, "seed": {"key": {**one.header.key, "seed": "7"}}}
+    for name, changed in others.items():
+        copied(one, one.path.with_name(f"{name}.journal"), items=True, **changed)
+    Spent(tmp_path, works).discard()
+    left = {path.name for path in (tmp_path / FOLDER).rglob("*") if path.is_file()}
+    assert left == {"mine.txt", "shard.journal", "seed.journal"}
+    assert not other.path.parent.exists()
+    Spent(tmp_path / "nowhere", works).discard()
+
+
+@contextmanager
+def held(path: Path):
+    """Another process, alive, that writes a journal."""
+    program = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:  # noqa: S603 - own code
+        other.stdout.readline()
+        yield
+        other.communicate(b"\n")
+
+
+def test_two_runs_in_one_directory_do_not_take_each_others_items(project, monkeypatch):
+    monkeypatch.setattr(belonging, "PATIENCE", 0.1)
+    assert run(*COMMAND, "--shard", "1/2", "--output", "out").exit_code == 0
+    shard = journals(Path("out"), "baseline")[0]
+    ours = shard.path.with_name("0.journal")
+    copied(shard, ours, items=True)
+    with held(shard.path):  # another part may be measured meanwhile
+        assert run(*COMMAND, "--shard", "2/2", "--output", "out").exit_code == 0
+    with held(ours):
+        done = run(*COMMAND, "--output", "out")
+        assert done.exit_code == 4
+        errors = [line for line in done.output.splitlines() if line.startswith("Error")]
+        assert errors == [
+            "Error: another process is measuring baseline in out with the same options: let it end, or name another "
+            "--output"
+        ]
+        Spent(Path("out"), [("baseline", shard.header.key)]).discard()
+        assert ours.exists()
+        other = run(*COMMAND, "--seed", "1", "--output", "out")
+        assert other.exit_code == 0, other.output
+        assert ours.exists()
+    assert run(*COMMAND, "--output", "out").exit_code == 0
+    assert not ours.exists()
+    assert len(journals(Path("out"))) == 4  # of the shards, to be merged
+
+
+def test_a_journal_that_is_removed_is_not_made_again(tmp_path):
+    kept = journal.Journal(tmp_path, "a")
+    header = Header("a", {}, {}, {}, [0, 1], (1, 1), {})
+    kept.put(header, 0, encode({}))
+    journals(tmp_path)[0].path.unlink()
+    with pytest.raises(journal.JournalError, match=r"was removed while .*: run the same command again"):
+        kept.put(header, 1, encode({}))
+    kept.close()
+    assert not journals(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_journals_is_one_line(project):
+    Path("out").mkdir()
+    Path("out", FOLDER).touch()
+    done = run(*COMMAND, "--output", "out")
+    assert done.exit_code == 4
+    assert f"Error: out/{FOLDER} is no directory: remove it, or name another with --output\n" in done.output
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"shard": (3, 2)},
+        {"shard": (0, 2)},
+        {"shard": (1, 2**40)},
+        {"starts": [0, 0]},
+        {"starts": [-1, 0]},
+        {"starts": [2**63]},
+        {"checkpoint": "a\0"},
+        {"options": {"checkpoints": ["a\0"]}},
+        {"options": {"seed": 3}},
+        {"key": {"seed": 3}},
+    ],
+)
+def test_a_header_that_makes_no_sense_is_passed_over(changed, tmp_path):
+    in_api(tmp_path)
+    stored = journals(tmp_path)[0]
+    path = tmp_path / "changed.journal"
+    copied(stored, path, items=True)
+    assert read_journal(path).places.keys() == stored.places.keys()
+    copied(stored, path, items=True, **changed)
+    assert read_journal(path) is None
+
+
+def test_a_record_that_says_it_is_longer_than_any_takes_no_memory(tmp_path):
+    path = tmp_path / "a.journal"
+    content = journal.MAGIC + journal._FRAME.pack(journal.HEADER, 2**40, bytes(16))
+    path.write_bytes(content)
+    os.truncate(path, len(content) + 2**40)  # a hole
+    assert read_journal(path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "decision"),
+    [
+        ("batching", {"sizes": [0], "cut": False}),
+        ("batching", {"sizes": ["a"], "cut": False}),
+        ("batching", {"sizes": [10], "cut": False, "more": 1}),
+        ("choice", {"strategy": "magic"}),
+        ("choice", {"strategy": "vmap", "chunk": -1}),
+        ("gradients", {"examples": 0}),
+        ("sub_models", {"sub_models": 1, "half_width": 0.1}),
+        ("unheard", {}),
+    ],
+)
+def test_decisions_that_make_no_sense_are_not_taken_over(name, decision, tmp_path):
+    expected = in_api(tmp_path)
+    for stored in journals(tmp_path):
+        assert are_sound(stored.header.decisions)
+        copied(stored, stored.path, items=True, decisions={**stored.header.decisions, name: decision})
+        assert not are_sound(read_journal(stored.path).header.decisions)
+    said: list[int] = []
+    assert in_api(tmp_path, said) == expected
+    assert said[:2] == [0, 0]  # nothing was done
+
+
+@pytest.mark.parametrize("damage", [{"start": 10}, {"n": 9}])
+def test_a_record_of_other_examples_is_refused(damage, tmp_path):
+    in_api(tmp_path)
+    stored = journals(tmp_path)[0]
+    items = {start: decode(stored.load(start)) for start in stored.places}
+    items[0] |= damage
+    framed = [journal._framed(-1, encode(stored.header))] + [journal._framed(s, encode(i)) for s, i in items.items()]
+    stored.path.write_bytes(journal.MAGIC + b"".join(framed))
+    with pytest.raises(DataError, match="not the examples from 0 on"):
+        in_api(tmp_path)
+
+
+def test_nothing_is_taken_over_from_a_run_that_is_rejected(project, monkeypatch):
+    """Neither how the data were cut nor K, both of which were decided for a model with other code."""
+    monkeypatch.setattr(batching, "MAX_BATCH", BATCH)
+    auto = [*COMMAND[:4], "--data", "test.npz", "--sub-models", "auto", "--strategy", "loop", "--format", "json,csv"]
+    assert run(*auto, "--shard", "1/2", "--output", "out").exit_code == 0
+    Path("rate.py").write_text(NET.replace("0.3", "0.02"))
+    for stored in journals(Path("out")):
+        cut = {**stored.header.decisions, "batching": {"sizes": [7], "cut": False}}
+        copied(stored, stored.path, items=False, shard=(1, 2), decisions=cut)
+    done = run(*[a.replace("net.py", "rate.py") for a in auto], "--shard", "2/2", "--output", "out")
+    assert "starting baseline afresh: the unfinished run in out was with other model" in done.output
+    for name in ("baseline", "rdrop"):
+        old, new = sorted(journals(Path("out"), name), key=lambda stored: stored.header.shard)
+        assert new.header.decisions["batching"]["sizes"] != [7]
+        assert new.header.decisions["sub_models"] != old.header.decisions["sub_models"]
+
+
+def chosen(directory: str, checkpoint: str) -> set[int]:
+    """How many sub-models pilots chose."""
+    return {s.header.decisions["sub_models"]["sub_models"] for s in journals(Path(directory), checkpoint)}
+
+
+def test_sub_models_that_the_first_checkpoint_chose_hold_for_the_others_in_shards_too(project):
+    torch.save({name: 3 * value for name, value in net(1).state_dict().items()}, "rdrop.pt")
+    more = ["--model", "net.py:Net", "--data", "test.npz", "--sub-models", "auto", "--tolerance", "0.3"]
+    more += ["--masks", "shared", "--batch-size", str(BATCH), "--strategy", "loop", "--format", "json,csv"]
+    both = ["baseline.pt", "rdrop.pt", *more]
+    assert run(*both, "--output", "whole").exit_code == 0
+    for number in (1, 2):
+        assert run(*both, "--shard", f"{number}/2", "--output", "part").exit_code == 0
+    assert run("rdrop.pt", *more, "--shard", "1/2", "--output", "alone").exit_code == 0
+    assert chosen("part", "rdrop") == chosen("part", "baseline") != chosen("alone", "rdrop")
+    merged = run("merge", "part", "--model", "net.py:Net", "--output", "merged")
+    assert merged.exit_code == 0, merged.output
+    assert numbers("merged") == numbers("whole")
+    other = next(stored for stored in journals(Path("part"), "rdrop") if stored.header.shard == (2, 2))
+    decisions = {**other.header.decisions, "sub_models": {"sub_models": 5, "half_width": 0.3}}
+    copied(other, other.path, items=True, shard=(2, 2), decisions=decisions)
+    refused = run("merge", "part", "--model", "net.py:Net", "--output", "mixed")
+    assert "as another number of sub-models was chosen" in refused.output
+
+
+def test_shards_of_several_runs_are_not_merged(project):
+    for number, seed in ((1, 0), (2, 1)):
+        assert run(*COMMAND, "--seed", str(seed), "--shard", f"{number}/2", "--output", "part").exit_code == 0
+    done = run("merge", "part", "--model", "net.py:Net")
+    assert done.exit_code == 4
+    errors = [line for line in done.output.splitlines() if line.startswith("Error")]
+    assert errors == [
+        "Error: part has shards of several runs, with other seed (0, 1): measure each with an --output of its own"
+    ]
+
+
+TWICE = """
+class Twice(nn.Dropout):
+    def forward(self, x):
+        return super().forward(x) * (2 if self.training else 1)
+"""
+
+
+def test_a_model_is_known_by_its_sub_models_too(project):
+    assert run(*COMMAND, "--shard", "1/2", "--output", "out").exit_code == 0
+    Path("twice.py").write_text(NET.replace("nn.Dropout", "Twice").replace("\nclass Net", f"{TWICE}\nclass Net"))
+    changed = [argument.replace("net.py", "twice.py") for argument in COMMAND]
+    done = run(*changed, "--shard", "2/2", "--output", "out")
+    assert "starting baseline afresh: the unfinished run in out was with other model" in done.output
+    merged = run("merge", "out", "--model", "twice.py:Net")
+    assert merged.exit_code == 4
+    assert "3 of 6 work items of baseline are missing" in merged.output
 
 
 def test_shards_make_the_whole(project, whole):
@@ -406,6 +616,20 @@ def test_a_shard_is_one_of_several(value, project):
     assert "2/8 is the second of eight" in done.output
 
 
+def test_that_a_worker_is_gone_is_said_without_the_words_of_a_library():
+    class Gone:
+        def all_gather_object(self, everybody, mine):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5005")
+
+    team = Torchrun.__new__(Torchrun)  # without others
+    team.size, team._agreed, team._dist = 2, [], Gone()
+    with pytest.raises(DataError) as failed:
+        team.meet()
+    text = "another worker was killed or has ended: what was finished is kept, and the same command goes on from it"
+    assert str(failed.value) == text
+    assert "gloo" in str(failed.value.__cause__)  # which -v shows
+
+
 def torchrun(workers: int, *arguments: str, **environment: str):
     program = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m")
     return process(*arguments, program=program, **environment)
@@ -416,7 +640,7 @@ def test_workers_make_the_whole_also_where_another_number_of_them_was_killed(wor
     start_from("template", "shared")
     first = next(stored for stored in journals(Path("template")) if stored.header.checkpoint == "baseline")
     copy = Path("shared", *first.path.relative_to("template").parts)
-    copy.write_bytes(first.path.read_bytes())  # what another worker had done: every second item
+    copied(first, copy, items=True)  # what another worker had done: every second item
     done = torchrun(workers, *COMMAND, "--output", "shared")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("continuing: 3 of 6 work items of baseline were done") == 1

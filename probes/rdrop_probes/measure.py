@@ -31,7 +31,8 @@ from rdrop_probes.submodels import SubModels
 from rdrop_probes.summing import Summing
 from rdrop_probes.weighing import GradientChoice
 
-SAMPLE = 256  # numbers of the eval model's output by which equal models are known
+SAMPLE = 256  # numbers of each output by which equal models are known
+SAMPLE_EXAMPLES, SAMPLE_SUB_MODELS = 4, 2
 
 
 def measure(
@@ -113,6 +114,13 @@ class _Pass:
 
         self._plan = find_sites(self._model, run, batch.n)
         self._settings = effective(self._settings, self._plan, self._findings)
+        self._work.begin(
+            {
+                "sites": _site_facts(self._plan),
+                "sample": self._sample(batch),
+                "shared_masks": self._settings.masks == "shared",
+            }
+        )
         self._choose_sub_models()
         settings = self._settings
         self._sub_models = SubModels(
@@ -126,7 +134,6 @@ class _Pass:
             chunk=settings.chunk,
         )
         self._check_eval(run)
-        self._work.begin({"sites": _site_facts(self._plan), "sample": self._sample(batch)})
         self._choose_strategy(batch)
         self._choose_gradients(batch)
 
@@ -185,11 +192,26 @@ class _Pass:
             self._findings["uncontrolled_randomness"] = text
 
     def _sample(self, batch: Batch) -> list[float]:
-        """The first few numbers that the eval model gives; none where they do not follow from the seed."""
+        """Some of the numbers that the eval model and two sub-models give, in whole passes over a few examples.
+
+        None where they do not follow from the seed.
+        """
         if self._plan.uncontrolled:
             return []
-        two = take(batch.inputs, torch.arange(2) % batch.n)
-        return [float(value) for value in self._sub_models.eval_logits(two, 2, batch.start).flatten()[:SAMPLE]]
+        n, settings = min(batch.n, SAMPLE_EXAMPLES), self._settings
+        passes = SubModels(
+            self._model,
+            self._forward,
+            self._plan,
+            count=SAMPLE_SUB_MODELS if self._plan.stochastic else 0,
+            seed=settings.seed,
+            masks=settings.masks,
+            choice=Choice("loop"),
+        )
+        few = take(batch.inputs, torch.arange(n))
+        outputs = [passes.eval_logits(few, n, batch.start)]
+        outputs += [chunk.logits for chunk in passes.logits(few, n, batch.start)]
+        return [float(value) for output in outputs for value in _spread(output)]
 
     def _fresh(self) -> list[Probe]:
         """Probes that have been fed nothing."""
@@ -303,3 +325,9 @@ def _check_fired(plan: SitePlan, fired: set[SiteKey]) -> None:
 def _site_facts(plan: SitePlan) -> list[list[object]]:
     """What the sites are, as plain data."""
     return [[*site.key, site.kind, site.rate, list(site.draw_shape)] for site in plan.sites.values()]
+
+
+def _spread(output: Tensor) -> Tensor:
+    """Some numbers from all over an output."""
+    numbers = output.detach().flatten()
+    return numbers[torch.linspace(0, len(numbers) - 1, min(SAMPLE, len(numbers))).long()].cpu()

@@ -20,7 +20,7 @@ NUMBERS_AT_A_TIME = 2**20  # in the largest tensor of a chunk: on CPU it should 
 NUMBERS_ON_A_DEVICE = 2**28
 TRIED = 4  # sub-models that a strategy is timed with at most
 LOOKED_AT = 4  # examples whose replayed passes are compared with whole ones
-START = 1e-5  # seconds to start an operator, about: what running many sub-models at a time saves on CPU
+START = 3e-5  # seconds for an operator to start, with its share of hooks and Python: what many at a time save on CPU
 WORTH = 0.2  # share of a pass, from which that is worth trying
 
 
@@ -103,13 +103,13 @@ def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, c
     ways = {"vmap": passes.vmapped, "fold": passes.folded}
     problems: dict[str, str] = {}
     for name, run in ways.items():
-        if wanted not in ("auto", name):
+        own_prefix = prefix * chunk / count if name == "fold" else 0.0  # of as many examples as are folded
+        if wanted not in ("auto", name) or (wanted == "auto" and own_prefix > min(seconds.values())):
             continue
         way = partial(run, examples, range(tried))
         if problem := _problem(name, way, expected):
             problems[name] = problem
         else:
-            own_prefix = prefix * chunk / count if name == "fold" else 0.0  # of as many examples as are folded
             seconds[name] = _time(way, examples) / tried + own_prefix
     if wanted != "auto":
         if wanted in problems:

@@ -57,7 +57,7 @@ from rdrop_analysis.files import FORMATS
 @click.option(
     "--memory",
     type=Bytes(),
-    help="What a run may take beyond model and data, about: 8G, 500M. Default: what the machine has.",
+    help="What sums over sub-models and gradients are kept within, about: 8G, 500M. Default: what the machine has.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use only the first N examples.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="All masks follow from it.")

@@ -14,6 +14,9 @@ from rdrop_analysis.commands.options import NameList, model_and_data, trust, ver
 from rdrop_analysis.errors import DataError, UnsafeFileError
 from rdrop_analysis.files import FORMATS, printable
 
+OF_NUMBERS = ("seed", "sub_models", "tolerance", "masks", "strategy", "probes", "task", "limit", "memory", "precision")
+MOST = 4  # values of an option that are shown
+
 
 @click.command()
 @click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
@@ -56,24 +59,51 @@ def _stored(directories: Sequence[Path]) -> dict[str, Any]:
     Raises:
         DataError: there are no shards, or their options are none.
     """
-    from rdrop_analysis.journal import decode, encode, journals
-
-    items: Counter[bytes] = Counter()
-    for stored in (stored for directory in directories for stored in journals(directory)):
-        items[encode(stored.header.options)] += len(stored.places)
-    if not items:
-        where = ", ".join(map(str, directories))
-        raise DataError(f"nothing to merge in {where}: run rdrop-analyze CHECKPOINT... --shard I/N --output DIR first")
-    texts = decode(items.most_common(1)[0][0])
-    names = {parameter.name: parameter.opts[-1] for parameter in analyze.params if isinstance(parameter, click.Option)}
+    texts = _texts(directories)
+    names = {
+        parameter.name: parameter.opts[-1]
+        for parameter in analyze.params
+        if isinstance(parameter, click.Option) and not parameter.is_flag
+    }
     try:
-        pairs = [part for name, text in texts.items() if name in names for part in (names[name], text)]
+        pairs = [part for name, text in texts.items() if name in names for part in (names[name], str(text))]
         with analyze.make_context("merge", [*pairs, "--", *texts["checkpoints"]]) as parsed:
             unwanted = ("trust_code", "quiet", "verbose")
             return {name: value for name, value in parsed.params.items() if name not in unwanted}
     except (click.UsageError, KeyError, TypeError) as problem:
         reason = problem.format_message() if isinstance(problem, click.UsageError) else problem
         raise DataError(f"{directories[0]}: the options of its shards cannot be read: {printable(reason)}") from problem
+
+
+def _texts(directories: Sequence[Path]) -> dict[str, Any]:
+    """The options of the shards as texts; of unfinished runs only where there are no shards.
+
+    Raises:
+        DataError: there are none, or those of several runs.
+    """
+    from rdrop_analysis.journal import journals
+
+    found = [stored for directory in directories for stored in journals(directory) if stored.header.options]
+    found = [stored for stored in found if stored.header.shard[1] > 1] or found
+    where = ", ".join(map(str, directories))
+    if not found:
+        raise DataError(f"nothing to merge in {where}: run rdrop-analyze CHECKPOINT... --shard I/N --output DIR first")
+    several = [stored.header.options for stored in found]
+    if other := [f"{name} ({_values(name, several)})" for name in OF_NUMBERS if len(_distinct(name, several)) > 1]:
+        text = f"{where} has shards of several runs, with other {', '.join(other).replace('_', ' ')}"
+        raise DataError(f"{text}: measure each with an --output of its own")
+    items: Counter[int] = Counter()
+    for stored in found:
+        items[several.index(stored.header.options)] += len(stored.places)
+    return several[items.most_common(1)[0][0]]
+
+
+def _distinct(name: str, several: Sequence[Mapping[str, object]]) -> set[str]:
+    return {str(options.get(name, "not given")) for options in several}
+
+
+def _values(name: str, several: Sequence[Mapping[str, object]]) -> str:
+    return ", ".join(printable(value, 20) for value in sorted(_distinct(name, several))[:MOST])
 
 
 def _check_code(directory: Path, named: Mapping[str, str | None]) -> None:

@@ -50,12 +50,18 @@ class AutoInt(click.ParamType):  # type: ignore[type-arg] # generic only in the 
         return number
 
 
-class SubModelCount(AutoInt):
-    """A whole number of at least 1, or `auto`, which stays as it is."""
+class SubModelCount(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """A whole number of at least 2, or `auto`."""
+
+    name = "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Number or "auto"."""
-        return super().convert(value, param, ctx) or "auto"
+        if value == "auto":
+            return value
+        if not re.fullmatch(r"[0-9]{1,6}", str(value)) or int(value) < 2:
+            self.fail(f"{value!r} is neither a whole number of at least 2 (and at most 999999) nor auto", param, ctx)
+        return int(value)
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
@@ -100,7 +106,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg] # generic only in the ne
         if isinstance(value, tuple):
             return value
         number, _, of = str(value).partition("/")
-        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        if not re.fullmatch(r"[0-9]{1,6}/[0-9]{1,6}", str(value)) or not 1 <= int(number) <= int(of):
             self.fail(f"{value!r} is no part of a whole: 2/8 is the second of eight", param, ctx)
         return int(number), int(of)
 

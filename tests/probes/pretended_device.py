@@ -128,9 +128,11 @@ def run(name: str) -> None:
     with on_device(model) as put:
         there = put(inputs)
         with preserved(model):
-            one_by_one(Passes(model, model, plan, seed=0, masks="per-example"), Examples(there, N, 0), name)
+            passes = Passes(model, model, plan, seed=0, masks="per-example")
+            passes.replay = True
+            one_by_one(passes, Examples(there, N, 0), name)
             for strategy, chunk in (("loop", 1), ("vmap", 3), ("fold", 3)):
-                sub_models = SubModels(model, model, plan, count=K, choice=Choice(strategy, chunk))
+                sub_models = SubModels(model, model, plan, count=K, choice=Choice(strategy, chunk, replay=True))
                 summed(Batch(there, N, 0, labels, places), batch, sub_models, plan, put)
                 print(name, strategy)  # noqa: T201 - a script
 

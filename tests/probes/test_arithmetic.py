@@ -57,6 +57,7 @@ def test_the_eval_model_and_sub_models_are_those_of_autocast(precision, dtype):
     with preserved(net), computing(net, net, precision) as forward:
         plan = find_sites(net, lambda n: forward(x[:n]), N)
         passes, examples = Passes(net, forward, plan, seed=0, masks="per-example"), Examples(x, N, 0)
+        passes.replay = True
         found = passes.eval_model(examples)
         for k in range(3):  # replayed after the prefix with its casts, and whole
             assert torch.equal(passes.one(examples, k), passes.one(examples, k, replay=False))

@@ -17,6 +17,7 @@ from rdrop_probes.items import Item, PartDone, Votes, Work, unstorable
 from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
 from rdrop_probes.pairwise_kl import PairwiseKL
+from rdrop_probes.precision import Pilot
 from rdrop_probes.probe import Outcome, Probe
 from rdrop_probes.registry import BUILT_IN
 from rdrop_probes.settings import Settings
@@ -141,6 +142,57 @@ def test_a_site_that_no_item_drew_at_is_an_error_after_the_merge():
         run(model, data, [PairwiseKL], States((), silent))
     once = [*silent[:-1], silent[-1] | {"fired": [["2", 0]]}]
     assert "epkl" in run(model, data, [PairwiseKL], States((), once)).columns
+
+
+class Facts(Decided):
+    """Remembers what came in which order, and the facts."""
+
+    def __init__(self):
+        super().__init__()
+        self.order, self.facts = [], {}
+
+    def begin(self, facts):
+        self.order.append("facts")
+        self.facts = facts
+
+    def decide(self, name, decision):
+        self.order.append(name)
+        return super().decide(name, decision)
+
+
+class Twice(nn.Dropout):
+    def forward(self, x):
+        return super().forward(x) * (2 if self.training else 1)
+
+
+def facts(model, **settings):
+    work = Facts()
+    run(model, [Batch(torch.linspace(-1, 1, N * 4).reshape(N, 4), N, 0)], [PairwiseKL], work, **settings)
+    return work.facts
+
+
+def test_facts_are_known_before_anything_is_decided():
+    work = Facts()
+    data = batches()
+    chosen = Settings(tolerance=0.5, strategy="loop")
+    model = net()
+    pilot = Pilot(data[:1], N)
+    measure(model, data, forward=model, probes=[PairwiseKL], settings=chosen, work=work, pilot=pilot)
+    assert work.order[:2] == ["facts", "sub_models"]
+
+
+def test_facts_tell_models_apart_by_sub_models_and_by_the_far_end_of_outputs():
+    inner = [nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1000)]
+    first = facts(nn.Sequential(*inner))
+    assert facts(nn.Sequential(*inner)) == first
+    twice = facts(nn.Sequential(*inner[:2], Twice(0.3), inner[3]))
+    assert twice["sites"] == first["sites"]
+    assert twice["sample"] != first["sample"]
+    with torch.no_grad():
+        inner[3].bias[-1] += 1
+    assert facts(nn.Sequential(*inner))["sample"] != first["sample"]
+    assert not first["shared_masks"]
+    assert facts(nn.Sequential(*inner), masks="shared")["shared_masks"]
 
 
 class NoGradientsFrom(nn.Module):
