@@ -150,14 +150,3 @@ def _draw(draw: Draw, out: Tensor, keep: Keep, stream: Stream, first: int) -> No
         out.copy_(random < keep)
     else:
         bernoulli(out, 1.0 if keep is None else keep, stream, first)
-
-
-GRADIENT_STREAM = 2**32
-
-
-def stream(seed: int, item: int, sub_model: int, device: torch.device) -> torch.Generator:
-    """Generator for one sub-model of one work item."""
-    import numpy as np
-
-    state = np.random.SeedSequence([seed, item, sub_model]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state[0]))
