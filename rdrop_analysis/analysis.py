@@ -99,7 +99,7 @@ def analyze(
         memory: bytes that sums over sub-models and gradients are kept within, about; a pass over a few examples takes
             what it takes. None for what the machine has.
         precision: what all passes compute in: "bf16" or "fp16" (torch's autocast), "fp32", or None for the
-            checkpoint's own. Sums over sub-models are in double precision always.
+            checkpoint's own. Sums over sub-models do not go by it.
         device: where to run, such as "cpu" or "cuda".
         unit: what divergences are shown in.
         trust_code: read pickled modules and TorchScript, which run code of theirs when read.

@@ -167,11 +167,7 @@ def local_rank() -> int:
 
 def _sendable(problem: Exception) -> RDropAnalysisError:
     """A failure as one of ours."""
-    if isinstance(problem, RDropAnalysisError):
-        return problem
-    return DataError(
-        f"unexpected {type(problem).__name__}: {printable(problem, 200)}; -v shows where, please report it"
-    )
+    return problem if isinstance(problem, RDropAnalysisError) else unexpected(problem)
 
 
 def unexpected(problem: Exception) -> DataError:

@@ -1,7 +1,7 @@
 """In which precision a model computes: that of its parameters, or another one that is asked for.
 
 Half precision is torch's autocast around every forward pass: of the eval model, of sub-models and of gradients. Sums
-over sub-models stay in double precision. Inside :func:`rdrop_probes.state.preserved` nothing else turns it on.
+over sub-models do not go by it. Inside :func:`rdrop_probes.state.preserved` nothing else turns it on.
 """
 
 from __future__ import annotations

@@ -105,23 +105,22 @@ class Sampler:
 
     def _fill(self, draw: Draw, number: int, sub_models: Sequence[int], out: Tensor, keep: Keep) -> None:
         """Fill `out` [k, n, ...] for these sub-models."""
-        if self._shared and isinstance(keep, Tensor) and draw.operator in _BERNOULLI:  # numbers are shared, rates not
-            size = math.prod(out.shape[2:])
-            random = torch.empty((len(out), 1, size), dtype=torch.float64, device=out.device)
-            uniform(random, self._stream(number, sub_models, size, out.device), 0)
+        rows, size = 1 if self._shared else out.shape[1], math.prod(out.shape[2:])
+        stream, first = self._stream(number, sub_models, size, out.device), 0 if self._shared else self._start
+        if isinstance(keep, Tensor):  # where masks are shared the numbers are, and rates are each example's own
+            random = torch.empty((len(out), rows, size), dtype=torch.float64, device=out.device)
+            uniform(random, stream, first)
             out.copy_((random < keep.reshape(*out.shape[:2], size)).view(out.shape))
             return
-        rows = 1 if self._shared else out.shape[1]
         direct = rows == out.shape[1] and out.is_contiguous()
         target = out if direct else torch.empty((len(out), rows, *out.shape[2:]), dtype=out.dtype, device=out.device)
-        flat = target.view(len(out), rows, math.prod(out.shape[2:]))
-        flat_keep = keep[:, :rows].reshape(flat.shape) if isinstance(keep, Tensor) else keep
-        stream = self._stream(number, sub_models, flat.shape[2], out.device)
-        first = 0 if self._shared else self._start
-        if draw.operator in _BERNOULLI or draw.operator in _UNIFORM:
-            _draw(draw, flat, flat_keep, stream, first)
+        flat = target.view(len(out), rows, size)
+        if draw.operator in _BERNOULLI:
+            bernoulli(flat, 1.0 if keep is None else keep, stream, first)
+        elif draw.operator in _UNIFORM:
+            uniform(flat, stream, first)
         else:
-            self._seeded(draw, number, sub_models, flat, flat_keep, first)
+            self._seeded(draw, number, sub_models, flat, first)
         if not direct:
             out.copy_(target.expand(out.shape))
 
@@ -132,21 +131,9 @@ class Sampler:
             self._starts[device] = Starts(self._seed, sub_models, device)
         return self._starts[device].stream(number, size)
 
-    def _seeded(self, draw: Draw, number: int, sub_models: Sequence[int], out: Tensor, keep: Keep, first: int) -> None:
+    def _seeded(self, draw: Draw, number: int, sub_models: Sequence[int], out: Tensor, first: int) -> None:
         """Fill `out` [k, rows, size] by the operator itself, row by row from generators with seeds of their own."""
         for sub_model, part in zip(sub_models, out, strict=True):
             seeds = Jumping(self._seed, sub_model, number, out.shape[2]).words(first, out.shape[1], 1)
             for row, seed in zip(part, seeds.flatten().tolist(), strict=True):
-                draw.fill(row, keep, torch.Generator(out.device).manual_seed(seed))
-
-
-def _draw(draw: Draw, out: Tensor, keep: Keep, stream: Stream, first: int) -> None:
-    """Fill `out` [k, rows, size], the rows `first`, ... of a stream."""
-    if draw.operator in _UNIFORM:
-        uniform(out, stream, first)
-    elif isinstance(keep, Tensor):
-        random = torch.empty(out.shape, dtype=torch.float64, device=out.device)
-        uniform(random, stream, first)
-        out.copy_(random < keep)
-    else:
-        bernoulli(out, 1.0 if keep is None else keep, stream, first)
+                draw.fill(row, None, torch.Generator(out.device).manual_seed(seed))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rdrop_probes.batch import take
 from rdrop_probes.interception import DrawInterceptor, ModulePaths
 from rdrop_probes.masks import EVAL_STREAM, Layout, Masks, Sampler
 from rdrop_probes.prefix import EndOfPrefix, Player, Prefix, Recorder
@@ -36,9 +37,14 @@ class Examples:
         """The inputs k times, one copy behind the other."""
         return _mapped(self.inputs, lambda t: torch.cat([t] * k))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return _tensors(self.inputs)[0].device
+
     def first(self, n: int) -> Examples:
         """The first `n` of the examples."""
-        return Examples(_mapped(self.inputs, lambda t: t[:n]), n, self.start) if n < self.n else self
+        return Examples(take(self.inputs, slice(0, n)), n, self.start) if n < self.n else self
 
 
 @dataclass(frozen=True)

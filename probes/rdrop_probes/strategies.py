@@ -76,7 +76,7 @@ def _chosen(
             raise StrategyError(f"the strategy {wanted} does not do for this model: {needs_loop}")
         return Choice("loop", reason=needs_loop)
     suffix = passes.weigh_suffix(examples)
-    chunk = chunk or _fitting(suffix, count, _device(examples))
+    chunk = chunk or _fitting(suffix, count, examples.device)
     if wanted == "auto" and (reason := _not_worth_it(passes, examples, suffix, chunk)):
         return Choice("loop", reason=reason)
     return _fastest_that_fits(passes, examples, wanted, max(chunk, 2), count)
@@ -152,7 +152,7 @@ def _not_worth_it(passes: Passes, examples: Examples, suffix: Suffix, chunk: int
     """Why running many sub-models at a time has nothing to save; empty if it may have."""
     if chunk == 1:
         return "one sub-model at a time fills the cache"
-    if _device(examples).type != "cpu":
+    if examples.device.type != "cpu":
         return ""
     seconds = _time(lambda: passes.one(examples, 0), examples)
     return "its passes are long beside the time to start their operators" * (suffix.operators * START < WORTH * seconds)
@@ -167,7 +167,7 @@ def _fitting(suffix: Suffix, count: int, device: torch.device) -> int:
 
 
 def _time(run: Callable[[], object], examples: Examples) -> float:
-    device = _device(examples)
+    device = examples.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -175,13 +175,6 @@ def _time(run: Callable[[], object], examples: Examples) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
-
-
-def _device(examples: Examples) -> torch.device:
-    inputs = examples.inputs
-    tensors = inputs.values() if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else [inputs])
-    device: torch.device = next(iter(tensors)).device
-    return device
 
 
 def first_line(error: BaseException) -> str:

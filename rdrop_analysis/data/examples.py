@@ -97,15 +97,12 @@ class Data:
     def spread(self, n: int) -> list[Batch]:
         """Return some `n` examples (all, if there are fewer) at equal distances, a batch for each piece they are in."""
         step = max(1, self.n_examples // n)
-        return [
-            Batch(
-                map_tensors(lambda t, s=slice(-piece.start % step, None, step): t[s], piece.inputs),  # type: ignore[misc]
-                None if piece.labels is None else piece.labels[-piece.start % step :: step],
-                piece.start,
-            )
-            for piece in self.pieces
-            if -piece.start % step < len(piece)
-        ]
+        taken = ((piece, operator.itemgetter(slice(-piece.start % step, None, step))) for piece in self.pieces)
+        parts = (
+            Batch(map_tensors(of, piece.inputs), None if piece.labels is None else of(piece.labels), piece.start)
+            for piece, of in taken
+        )
+        return [part for part in parts if len(part)]
 
     def example_input(self, index: int) -> Inputs:
         """Return the input of one example, without the dimension that counts examples."""
