@@ -17,14 +17,17 @@ import click
 import torch
 from pace.certainty import certainty
 from pace.document import Document
+from pace.drawing import masks
 from pace.growth import growth, share_of_sums
 from pace.machine import description
-from pace.models import CASES
+from pace.models import CASES, SIDE_BY_SIDE
 from pace.profiling import show_profile
 from pace.side_by_side import side_by_side
 from pace.startup import start_up
 
-PARTS = ("models", "growth", "sums", "start", "certainty")
+from rdrop_probes.memory import keep_freed_memory
+
+PARTS = ("models", "masks", "growth", "sums", "start", "certainty")
 QUICK_MODELS = ("cnn-last", "mlp", "bert-sdpa", "lstm")
 
 
@@ -53,6 +56,7 @@ def main(
 ) -> None:
     """Time measurements side by side, and see time and memory grow."""
     torch.set_num_threads(threads or torch.get_num_threads())
+    keep_freed_memory()
     count = sub_models or (8 if quick else 32)
     if profile is not None:
         show_profile(Document(), profile, count)
@@ -60,12 +64,14 @@ def main(
     document, started = Document(), time.monotonic()
     heading(document)
     if "models" in parts:
-        names = models or (QUICK_MODELS if quick else tuple(CASES))
+        names = models or (QUICK_MODELS if quick else SIDE_BY_SIDE)
         side_by_side(document, names, count, seconds or (0.3 if quick else 3.0), peer_python, small=quick)
+    if "masks" in parts:
+        masks(document, size=2**14 if quick else 2**18)
     if "growth" in parts:
         growth(document, quick=quick)
     if "sums" in parts:
-        share_of_sums(document, ("gpt2-256",) if quick else ("gpt2-256", "gpt2-768"), quick=quick)
+        share_of_sums(document, ("gpt2-256",) if quick else ("gpt2-256", "gpt2-768", "gpt2-small"), quick=quick)
     if "start" in parts:
         start_up(document, runs=1 if quick else 3)
     if "certainty" in parts:

@@ -183,7 +183,7 @@ _TEXTS = _padded_tokens(64, 30522)
 
 def _bert_case(attention: str) -> Case:
     title = f"BERT 4 x 128, {attention}"
-    return Case(title, lambda: _bert(attention), _TEXTS, "network.bert.embeddings", 64)
+    return Case(title, lambda: _bert(attention), _TEXTS, "network.bert.embeddings", 64, 4)
 
 
 def _gpt2_case(width: int, layers: int) -> Case:
@@ -198,12 +198,15 @@ CASES: dict[str, Case] = {
     "mlp": Case("MLP 784-1024-1024", _mlp, _IMAGES, "flatten", 256, 4),
     "bert-eager": _bert_case("eager"),
     "bert-sdpa": _bert_case("sdpa"),
-    "vit": Case("ViT 6 x 192", _vit, _normal(3, 32, 32), "network.vit.embeddings", 64),
-    "lstm": Case("LSTM, 2 layers", Recurrent, _tokens(50, 10_000), "embedding", 128),
+    "vit": Case("ViT 6 x 192", _vit, _normal(3, 32, 32), "network.vit.embeddings", 64, 2),
+    "lstm": Case("LSTM, 2 layers", Recurrent, _tokens(50, 10_000), "embedding", 128, 4),
     "gpt2-256": _gpt2_case(256, 4),
     "gpt2-768": _gpt2_case(768, 2),
+    "gpt2-small": _gpt2_case(768, 12),
 }
 """Every model by the name that the command takes."""
+
+SIDE_BY_SIDE = tuple(name for name in CASES if name != "gpt2-small")  # all pairs of it take too long
 
 
 def find(name: str) -> Case:

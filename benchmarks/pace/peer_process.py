@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pace.clock import Run
 from pace.contenders import Contenders
 
 HERE = Path(__file__).parents[1]
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}  # as keep_freed_memory has it
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ def peer(python: Path, name: str, contenders: Contenders, count: int) -> Iterato
         torch.save({"case": name, "state": contenders.model.state_dict(), "inputs": contenders.inputs}, path)
         command = [str(python), "-m", "pace.peer", str(path), str(count), str(torch.get_num_threads())]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, cwd=HERE, stdin=pipe, stdout=pipe, text=True) as process:  # noqa: S603 - named by the user
+        with subprocess.Popen(  # noqa: S603 - named by the user
+            command, cwd=HERE, stdin=pipe, stdout=pipe, text=True, env=os.environ | KEPT
+        ) as process:
             try:
                 yield Peer(process, json.loads(_answer(process)))
             finally:

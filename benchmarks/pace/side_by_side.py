@@ -25,7 +25,8 @@ INTRODUCTION = """\
 batch it shows what does not grow with K and N. The `plain loop` is what people write: train mode with batch
 normalisation in eval, K passes, log-softmax once a pass, KL of every ordered pair, under `no_grad`. `K eval passes` are
 of the whole model, and the `floor` is one eval pass of what lies before the first dropout and K of what follows:
-neither draws or sums anything. Contenders take turns, warmed up on one batch."""
+neither draws or sums anything. Contenders take turns, warmed up on one batch. All in this process, the plain loop and
+the passes alone as well, hold on to memory that was freed, as `rdrop-analyze` does (`keep_freed_memory`)."""
 
 EVERYWHERE, IN_HEAD, LAST = 1.2, 1.3, 20  # what is wanted: of K eval passes, of the floor, of the loop
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,10 @@ from torch import Tensor
 SHARE_OF_GRADIENTS = 4  # likewise for what autograd saves
 SHARE_OF_SUMS = 4  # a fourth of the memory is for sums over sub-models; models, data and passes need the rest
 UNKNOWN = 2**32  # bytes, where the system does not tell
+
+_KEPT = 2**30  # bytes that a process may hold on to
+_LARGEST = 2**25  # bytes of a piece of memory that is kept: the most that glibc takes
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names of the two
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -36,6 +41,22 @@ def total_memory(device: torch.device | None = None) -> int:
         with suppress(ValueError, OSError):  # "max" where there is no limit
             found.append(int(Path(path).read_text()))
     return min(found)
+
+
+def keep_freed_memory() -> bool:
+    """Let the process hold on to memory that it frees; whether that is possible here (glibc, nothing else asked for).
+
+    By default glibc gives every tensor of some size back to the system when it dies, and the next one of its size
+    costs a page fault for every 4 KB: in passes over a few MB at a time these take as long as the arithmetic. For
+    whole programs, not for libraries: it holds for the process, and cannot be taken back.
+    """
+    if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another system, or another C library
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _KEPT))
 
 
 class Space:

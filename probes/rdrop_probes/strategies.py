@@ -22,6 +22,7 @@ TRIED = 4  # sub-models that a strategy is timed with at most
 LOOKED_AT = 4  # examples whose replayed passes are compared with whole ones
 START = 3e-5  # seconds for an operator to start, with its share of hooks and Python: what many at a time save on CPU
 WORTH = 0.2  # share of a pass, from which that is worth trying
+SHORT = 0.02  # seconds: shorter passes are always tried, matrices of many sub-models may multiply faster
 
 
 class StrategyError(ValueError):
@@ -75,18 +76,21 @@ def _chosen(
         if wanted not in ("loop", "auto"):
             raise StrategyError(f"the strategy {wanted} does not do for this model: {needs_loop}")
         return Choice("loop", reason=needs_loop)
-    suffix = passes.weigh_suffix(examples)
-    chunk = chunk or _fitting(suffix, count, examples.device)
-    if wanted == "auto" and (reason := _not_worth_it(passes, examples, suffix, chunk)):
+    suffixes: list[Suffix] = []
+    whole = _time(lambda: suffixes.append(passes.weigh_suffix(examples)), examples)
+    chunk = chunk or _fitting(suffixes[0], count, examples.device)
+    if wanted == "auto" and (reason := _not_worth_it(passes, examples, suffixes[0], chunk)):
         return Choice("loop", reason=reason)
-    return _fastest_that_fits(passes, examples, wanted, max(chunk, 2), count)
+    return _fastest_that_fits(passes, examples, wanted, max(chunk, 2), count, whole)
 
 
-def _fastest_that_fits(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int) -> Choice:
-    """The fastest with as many sub-models at a time as memory allows."""
+def _fastest_that_fits(
+    passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int, whole: float
+) -> Choice:
+    """The fastest with as many sub-models at a time as memory allows; a pass with its prefix took `whole` seconds."""
     while True:
         try:
-            return _fastest(passes, examples, wanted, chunk, count)
+            return _fastest(passes, examples, wanted, chunk, count, whole)
         except Exception as error:
             if not is_out_of_memory(error) or chunk == 1:
                 raise
@@ -94,12 +98,11 @@ def _fastest_that_fits(passes: Passes, examples: Examples, wanted: Strategy, chu
             chunk //= 2
 
 
-def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int) -> Choice:
+def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int, whole: float) -> Choice:
     tried = min(chunk, TRIED)
-    expected = [passes.one(examples, k) for k in range(2)]
-    seconds = {"loop": _time(lambda: [passes.one(examples, k) for k in range(2)], examples) / 2}
-    passes.forget()
-    prefix = max(0.0, _time(lambda: passes.one(examples, 0), examples) - seconds["loop"])
+    expected: list[Tensor] = []
+    seconds = {"loop": _time(lambda: expected.extend(passes.one(examples, k) for k in range(2)), examples) / 2}
+    prefix = max(0.0, whole - seconds["loop"])
     ways = {"vmap": passes.vmapped, "fold": passes.folded}
     problems: dict[str, str] = {}
     for name, run in ways.items():
@@ -138,12 +141,12 @@ def _replays(passes: Passes, examples: Examples) -> bool:
     if not passes.replayable:
         return False
     few = examples.first(LOOKED_AT)
-    some: list[Run] = [partial(passes.one, sub_model=k) for k in (0, 1, 0)]
-    runs: list[Run] = [passes.eval_model, *some, passes.eval_model]
+    runs: list[Run] = [passes.eval_model, *(partial(passes.one, sub_model=k) for k in (0, 1))]
     passes.replay = False
     whole = [run(few).clone() for run in runs]
     passes.replay = True
-    same = all(agree(run(few), expected) for run, expected in zip(runs, whole, strict=True))
+    again = (0, 1, 2, 1, 0)  # once more after others: they must leave nothing behind
+    same = all(agree(runs[number](few), whole[number]) for number in again)
     passes.forget()
     return same
 
@@ -155,7 +158,8 @@ def _not_worth_it(passes: Passes, examples: Examples, suffix: Suffix, chunk: int
     if examples.device.type != "cpu":
         return ""
     seconds = _time(lambda: passes.one(examples, 0), examples)
-    return "its passes are long beside the time to start their operators" * (suffix.operators * START < WORTH * seconds)
+    little = seconds > SHORT and suffix.operators * START < WORTH * seconds
+    return "its passes are long beside the time to start their operators" * little
 
 
 def _fitting(suffix: Suffix, count: int, device: torch.device) -> int:

@@ -29,7 +29,9 @@ def run(
     """Analyse with `settings`, the options of `analyze`, alone or with the workers that torchrun started."""
     from rdrop_analysis.work import Place
     from rdrop_analysis.workers import Team, Torchrun, started_by_torchrun
+    from rdrop_probes.memory import keep_freed_memory
 
+    keep_freed_memory()
     place = Place(
         team=Torchrun(cuda=settings["device"].startswith("cuda")) if started_by_torchrun() else Team(),
         directories=merged_from or (settings["output"],),
