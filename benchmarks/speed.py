@@ -83,8 +83,14 @@ def main(
 
 def heading(document: Document) -> None:
     """What made the numbers, and where."""
-    document.say("# Speed", "", f"Made by `python benchmarks/speed.py {shlex.join(sys.argv[1:])}`.", "")
+    document.say("# Speed", "", f"Made by `python benchmarks/speed.py {_arguments(sys.argv[1:])}`.", "")
     document.say(*(f"- {name}: {value}" for name, value in description()), "")
+
+
+def _arguments(given: list[str]) -> str:
+    """The command's arguments, with names for the places that are this machine's own."""
+    names = {"--peer-python": "PYTHON", "--brown": "DIRECTORY"}
+    return shlex.join(names.get(before, argument) for before, argument in zip(["", *given], given, strict=False))
 
 
 if __name__ == "__main__":

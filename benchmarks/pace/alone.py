@@ -1,17 +1,18 @@
 """One measurement in a process of its own, so that its peak memory is its own: `python -m pace.alone --help`.
 
 Prints one line of JSON: seconds of the fastest run (slopes are taken of them), bytes at the peak and before the first
-measurement, and the share of the seconds that went into passes.
+measurement, and the shares of the seconds that went into passes and into planning.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import torch
@@ -19,8 +20,9 @@ import torch
 from pace.clock import timed
 from pace.contenders import make_batch
 from pace.models import Case, find
+from rdrop_probes import measure as engine
 from rdrop_probes.batch import Batch
-from rdrop_probes.measure import measure
+from rdrop_probes.memory import keep_freed_memory
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.settings import Settings
 from rdrop_probes.submodels import SubModels
@@ -35,20 +37,21 @@ from rdrop_probes.submodels import SubModels
 def main(name: str, sub_models: int, batches: int, runs: int, threads: int) -> None:
     """Measure the EPKL of the model NAME."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     case = find(name)
     model, settings = case.model(), Settings(sub_models=sub_models)
     case.inputs(0)
     before = peak_bytes()
 
     def run() -> tuple[float, ...]:
-        measure(model, made_up(case, batches), forward=model, probes=[PairwiseKL], settings=settings)
+        engine.measure(model, made_up(case, batches), forward=model, probes=[PairwiseKL], settings=settings)
         return ()
 
     run()
-    with in_passes() as passes:
+    with stopwatch() as spent:
         taken = [timed(run)().seconds for _ in range(runs)]
-    share = sum(passes) / sum(taken)
-    found = {"seconds": min(taken), "peak": peak_bytes(), "before": before, "passes": share}
+    shares = {what: seconds / sum(taken) for what, seconds in spent.items()}
+    found = {"seconds": min(taken), "peak": peak_bytes(), "before": before, **shares}
     print(json.dumps(found))
 
 
@@ -65,33 +68,40 @@ def peak_bytes() -> int:
 
 
 @contextmanager
-def in_passes() -> Iterator[list[float]]:
-    """Seconds spent in the passes of eval model and sub-models, one number a call."""
-    spent: list[float] = []
-    evaluate, sample = SubModels.eval_logits, SubModels.logits
+def stopwatch() -> Iterator[dict[str, float]]:
+    """Seconds spent in `passes` of eval model and sub-models, and in `planning`: finding sites, choosing a strategy."""
+    spent = {"passes": 0.0, "planning": 0.0}
+    logits = SubModels.logits
 
-    def eval_logits(*given: Any, **named: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return evaluate(*given, **named)
-        finally:
-            spent.append(time.perf_counter() - started)
-
-    def logits(*given: Any, **named: Any) -> Any:
-        chunks = sample(*given, **named)
-        while True:
-            started = time.perf_counter()
-            chunk = next(chunks, None)
-            spent.append(time.perf_counter() - started)
-            if chunk is None:
-                return
+    def timed_logits(*given: Any, **named: Any) -> Any:
+        chunks = logits(*given, **named)
+        advance = _adding(spent, "passes", lambda: next(chunks, None))
+        while (chunk := advance()) is not None:
             yield chunk
 
-    SubModels.eval_logits, SubModels.logits = eval_logits, logits  # type: ignore[method-assign] # put back below
-    try:
+    with ExitStack() as stack:
+        for owner, name, what in (
+            (engine, "find_sites", "planning"),
+            (SubModels, "choose", "planning"),
+            (SubModels, "eval_logits", "passes"),
+            (SubModels, "draws", "passes"),
+        ):
+            stack.enter_context(patch.object(owner, name, _adding(spent, what, getattr(owner, name))))
+        stack.enter_context(patch.object(SubModels, "logits", timed_logits))
         yield spent
-    finally:
-        SubModels.eval_logits, SubModels.logits = evaluate, sample  # type: ignore[method-assign] # as they were
+
+
+def _adding(spent: dict[str, float], what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with the seconds that it takes added to what is spent."""
+
+    def run(*given: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*given, **named)
+        finally:
+            spent[what] += time.perf_counter() - started
+
+    return run
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ HERE = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Alone:
-    """One measurement in a process of its own: seconds, bytes at the peak and before it, share of the passes."""
+    """One measurement in a process of its own: seconds, peak bytes, those before, shares of passes and planning."""
 
     sub_models: int
     batches: int
@@ -29,6 +29,12 @@ class Alone:
     peak: int
     before: int
     passes: float
+    planning: float
+
+    @property
+    def sums(self) -> float:
+        """The share of all the rest."""
+        return 1 - self.passes - self.planning
 
     @property
     def own(self) -> int:
@@ -81,8 +87,8 @@ def _grow_n(document: Document, name: str, batches: Sequence[int]) -> None:
 def _grow_c(document: Document, classes: Sequence[int]) -> None:
     found = [alone(f"classes-{count}", 32, 1) for count in classes]
     document.say("### C: one hidden layer of 128, dropout, linear; N = 64, K = 32", "")
-    rows = ([run.classes, *_measured(run), _by_logit(run), f"{1 - run.passes:.0%}"] for run in found)
-    document.table(["C", "seconds", "peak", "above the start", "per logit", "outside passes"], rows)
+    rows = ([run.classes, *_measured(run), _by_logit(run), f"{run.sums:.0%}"] for run in found)
+    document.table(["C", "seconds", "peak", "above the start", "per logit", "sums"], rows)
     last = found[-1].seconds / found[-2].seconds / (found[-1].classes / found[-2].classes)
     span = f"From C = {found[-2].classes} to {found[-1].classes}"
     document.sentences([f"{span} the time of a logit becomes {times(last)} what it was."])
@@ -121,9 +127,13 @@ def share_of_sums(document: Document, names: Sequence[str], *, quick: bool) -> N
     """How much of a run lies outside the passes at the vocabulary of GPT-2."""
     document.section(
         f"What sums cost at C = {GPT2_VOCABULARY}",
-        "The share of a run with `pairwise_kl` that is not spent in passes of the eval model and of sub-models: sums,",
-        "EPKL, jackknife, and also finding the sites.",
+        "Shares of a run with `pairwise_kl`: passes of eval model and sub-models; planning, which is done once a",
+        "run (finding sites, choosing a strategy); and sums, which is all the rest: EPKL, jackknife, columns.",
     )
     found = {name: alone(name, 8 if quick else 32, 1 if quick else 2, runs=1) for name in names}
-    rows = ([find(name).title, run.sub_models, *_measured(run), f"{1 - run.passes:.1%}"] for name, run in found.items())
-    document.table(["model", "K", "seconds", "peak", "above the start", "outside passes"], rows)
+    rows = ([find(name).title, run.sub_models, *_measured(run), *_shares(run)] for name, run in found.items())
+    document.table(["model", "K", "seconds", "peak", "above the start", "passes", "planning", "sums"], rows)
+
+
+def _shares(run: Alone) -> list[str]:
+    return [f"{share:.1%}" for share in (run.passes, run.planning, run.sums)]
