@@ -103,6 +103,91 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SiteAttribution:
+    """What one site causes: EPKL (nats) with only it active, and with all sites but it.
+
+    `group` is the kind of module it is in, `layer` the number of the layer; `reason` says why it cannot be switched.
+    """
+
+    site: str
+    group: str
+    layer: int | None = None
+    only: Metric | None = None
+    without: Metric | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupAttribution:
+    """The same for the sites of one kind of module or of one layer together; `by` says which of the two.
+
+    `predicted` is the sum of their predictions (nats), None if one of them has none.
+    """
+
+    by: Literal["module", "layer"]
+    name: str
+    sites: list[str]
+    only: Metric | None = None
+    without: Metric | None = None
+    predicted: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """EPKL measured and predicted (nats) with every dropout at `rate`, and the first over the second."""
+
+    rate: float
+    epkl: Metric
+    predicted: Metric | None = None
+    ratio: Metric | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingPoint:
+    """A metric (`nll`, `accuracy`, ...) of the mean of `passes` sub-models, and less the eval model's (paired)."""
+
+    metric: str
+    passes: int
+    value: Metric
+    difference: Metric | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging:
+    """Whether averaging sub-models helps: curves, and by metric the number of passes from which more do not matter."""
+
+    points: list[AveragingPoint] = field(default_factory=list)
+    enough: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """The temperature that minimises the eval model's NLL, cross-fitted, and what it changes (after less before)."""
+
+    temperature: float
+    low: float | None
+    high: float | None
+    nll_before: Metric
+    nll_after: Metric
+    nll_difference: Metric
+    ece_before: float | None = None
+    ece_after: float | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """KL (nats) between two eval passes that should agree; `ratio` is the EPKL over it, None where it is 0."""
+
+    name: str
+    divergence: Metric | None
+    ratio: float | None = None
+    flip_rate: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointResult:
     """Everything measured on one checkpoint.
 
@@ -122,6 +207,12 @@ class CheckpointResult:
     convergence: list[ConvergencePoint] = field(default_factory=list)
     reliability: dict[str, list[ReliabilityBin]] = field(default_factory=dict)
     site_predictions: list[SitePrediction] = field(default_factory=list)
+    attribution: list[SiteAttribution] = field(default_factory=list)
+    attribution_groups: list[GroupAttribution] = field(default_factory=list)
+    sweep: list[SweepPoint] = field(default_factory=list)
+    averaging: Averaging | None = None
+    temperature: Temperature | None = None
+    noise_floor: list[NoiseFloor] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +220,8 @@ class Comparison:
     """Candidate minus reference on one metric, paired by example.
 
     `ratio` is candidate / reference with its own interval (None where the reference is 0 or the sign is not
-    the same); `p_adjusted` is Benjamini-Hochberg over the metrics of this candidate.
+    the same); `p_adjusted` is Benjamini-Hochberg over the metrics of this candidate; `effect_size` is the difference
+    in standard deviations (of the paired differences, or Hedges' g between groups of training seeds).
     """
 
     metric: str
@@ -147,6 +239,7 @@ class Comparison:
     level: float = 0.95
     unit: str = ""
     n: int = 0
+    effect_size: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +306,50 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupResult:
+    """One arm of an experiment: checkpoints that differ in their training seed; metrics have n = seeds."""
+
+    name: str
+    members: list[str]
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What checkpoints are laid out over: a hyper-parameter or the epoch, by checkpoint."""
+
+    name: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Spearman correlation over checkpoints between the EPKL and another metric."""
+
+    metric: str
+    correlation: float | None
+    p_value: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """A `--fail-if` expression on one checkpoint: what it compared, and whether it failed."""
+
+    expression: str
+    subject: str
+    failed: bool
+    value: float | None
+    bound: float | None
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The whole run. `reference` is the name of the checkpoint that the others are compared against."""
+    """The whole run. `reference` is the name of the checkpoint that the others are compared against.
+
+    `reference_group` likewise of the groups of training seeds; in `group_comparisons` the seed is the unit.
+    """
 
     schema_version: int
     tool: dict[str, str]
@@ -229,6 +364,12 @@ class RunRecord:
     examples: list[Example] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    groups: list[GroupResult] = field(default_factory=list)
+    reference_group: str | None = None
+    group_comparisons: list[Comparison] = field(default_factory=list)
+    axis: Axis | None = None
+    rankings: list[Ranking] = field(default_factory=list)
+    gates: list[GateResult] = field(default_factory=list)
 
 
 def read_record(path: Path) -> RunRecord:
@@ -254,25 +395,31 @@ def in_unit(record: RunRecord, unit: Unit) -> RunRecord:
     if unit == "nats":
         return record
     tree = msgspec.to_builtins(record)
+    _convert_all(tree)
     for checkpoint in tree["checkpoints"]:
-        for metric in checkpoint["metrics"].values():
-            _convert(metric, ("estimate", "low", "high", "mask_low", "mask_high"), only_if_nats=True)
-        for row in checkpoint["convergence"] + checkpoint["site_predictions"]:
+        for row in checkpoint["convergence"] + checkpoint["site_predictions"] + checkpoint["attribution_groups"]:
             _convert(row, ("estimate", "predicted", "low", "high", "sampling_error"))
-    for row in tree["comparisons"]:
-        _convert(row, ("difference", "low", "high"), only_if_nats=True)
     for example in tree["examples"]:
         _convert(example["epkl"], tuple(example["epkl"]))
     tree["config"]["unit"] = unit
     return msgspec.convert(tree, RunRecord)
 
 
-def _convert(row: dict[str, Any], keys: tuple[str, ...], *, only_if_nats: bool = False) -> None:
+def _convert_all(tree: Any) -> None:
+    """Convert whatever says that it is in nats: metrics and comparisons, wherever they are."""
+    if isinstance(tree, list):
+        for part in tree:
+            _convert_all(part)
+    elif isinstance(tree, dict):
+        if tree.get("unit") == "nats" and ("estimate" in tree or "difference" in tree):
+            tree["unit"] = "bits"
+            _convert(tree, ("estimate", "difference", "low", "high", "mask_low", "mask_high"))
+        for part in tree.values():
+            _convert_all(part)
+
+
+def _convert(row: dict[str, Any], keys: tuple[str, ...]) -> None:
     """Divide the numbers under `keys` by the nats in a bit, in place."""
-    if only_if_nats:
-        if row["unit"] != "nats":
-            return
-        row["unit"] = "bits"
     for key in keys:
         if row.get(key) is not None:
             row[key] /= NATS_PER_BIT
