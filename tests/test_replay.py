@@ -126,20 +126,96 @@ def test_replayed_or_not_the_numbers_are_those_of_whole_passes(name, strategy, m
         assert found.metrics[metric].estimate == pytest.approx(value.estimate, rel=1e-4, abs=1e-7), metric
 
 
-def test_a_model_that_changes_its_inputs_is_measured_on_the_same_ones_in_every_pass():
-    def in_place(m: Any, x: Tensor) -> Tensor:
-        return m.o(m.d(torch.relu(m.a(x.mul_(2)))))
+def changed_always(m: Any, x: Tensor) -> Tensor:
+    return m.o(m.d(torch.relu(m.a(x.mul_(2)))))
 
-    CASES["in_place"], CASES["apart"] = in_place, lambda m, x: m.o(m.d(torch.relu(m.a(x * 2))))
+
+def changed_always_apart(m: Any, x: Tensor) -> Tensor:
+    return m.o(m.d(torch.relu(m.a(x * 2))))
+
+
+def changed_by_dropout(m: Any, x: Tensor) -> Tensor:
+    return m.o(m.d(torch.relu(m.a(functional.dropout(x, 0.4, m.training, inplace=True)))))
+
+
+def changed_by_dropout_apart(m: Any, x: Tensor) -> Tensor:
+    return m.o(m.d(torch.relu(m.a(functional.dropout(x, 0.4, m.training)))))
+
+
+def changed_afterwards(m: Any, x: Tensor) -> Tensor:
+    h = m.d(torch.relu(m.a(x)))
+    return m.o(h + x.mul_(0.5 if m.training else 0.8).sum(-1, keepdim=True))
+
+
+def changed_afterwards_apart(m: Any, x: Tensor) -> Tensor:
+    h = m.d(torch.relu(m.a(x)))
+    return m.o(h + (x * (0.5 if m.training else 0.8)).sum(-1, keepdim=True))
+
+
+IN_PLACE = [
+    (changed_always, changed_always_apart),
+    (changed_by_dropout, changed_by_dropout_apart),
+    (changed_afterwards, changed_afterwards_apart),
+]
+
+
+def numbers(written: Any, **given: Any) -> tuple[dict[str, float | None], Tensor, Tensor]:
+    CASES["written"] = written
     try:
-        runs = []
-        for name in ("apart", "in_place"):
-            model, x, y = built(name)
-            record = analyze(model, (x, y), sub_models=4, strategy="loop", probes="pairwise_kl,gap", batch_size=32)
-            runs.append({k: v.estimate for k, v in record.record.checkpoints[0].metrics.items()})
-        assert runs[0] == pytest.approx(runs[1], rel=1e-6)
+        model, x, y = built("written")
+        before = x.clone()
+        found = analyze(model, (x, y), sub_models=4, probes="pairwise_kl,gap", batch_size=32, **given)
+        return {k: v.estimate for k, v in found.record.checkpoints[0].metrics.items()}, before, x
     finally:
-        del CASES["in_place"], CASES["apart"]
+        del CASES["written"]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "loop"])
+@pytest.mark.parametrize(("written", "apart"), IN_PLACE)
+def test_a_model_that_changes_its_inputs_is_measured_on_the_same_ones_in_every_pass(written, apart, strategy):
+    expected, *_ = numbers(apart, strategy=strategy)
+    found, before, after = numbers(written, strategy=strategy)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert after.equal(before)
+
+
+@pytest.mark.parametrize(("written", "apart"), IN_PLACE)
+def test_a_run_that_goes_on_keeps_the_inputs_of_such_a_model_as_well(written, apart, tmp_path):
+    del apart
+    expected, *_ = numbers(written, strategy="loop")
+    seen: list[int] = []
+
+    def interrupt(_name: str, done: int, _of: int) -> None:
+        seen.append(done)
+        if done == 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        numbers(written, strategy="loop", resume=tmp_path, progress=interrupt)
+    found, *_ = numbers(written, strategy="loop", resume=tmp_path)
+    assert seen
+    assert found == expected
+
+
+def eval_ends_early(m: Any, x: Tensor) -> Tensor:
+    z = m.o(x.repeat(1, H // D))
+    sure = float(x.max()) > 50
+    if sure and not m.training:
+        return z
+    return functional.dropout(z.mul_(2), 0.3, m.training)
+
+
+def test_a_pass_may_end_before_the_recorded_first_draw():
+    CASES["early"] = eval_ends_early
+    try:
+        model, x, y = built("early")
+    finally:
+        del CASES["early"]
+    x[32, 0] = 100.0  # in the second batch
+    found = analyze(model, (x, y), sub_models=4, strategy="loop", probes="gap", batch_size=32).record.checkpoints[0]
+    with torch.no_grad():
+        truth = float(functional.cross_entropy(torch.cat([model(part) for part in x.split(32)]), y))
+    assert found.metrics["nll_eval"].estimate == pytest.approx(truth, rel=1e-5)
 
 
 def test_rates_are_an_examples_own_where_masks_are_shared():

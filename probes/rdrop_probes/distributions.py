@@ -162,6 +162,11 @@ class Distributions:
         return torch.where(torch.isneginf(self.log_p) & self.batch.impossible, 0.0, r)
 
     @property
+    def rounding(self) -> Tensor:
+        """What `log_ratio` lacks in all classes of a row [k, P], since in single precision its offset is rounded."""
+        return self.offset.to(self.logits.dtype).double() - self.offset
+
+    @property
     def check(self) -> Tensor:
         """[k, P]; finite where all logits are, and where classes that are ruled out are so by both models."""
         return self.shift_square + (self.highest if self.batch.family.name == "gaussian" else self.offset)
@@ -176,7 +181,7 @@ class Distributions:
     def kl_to_eval(self) -> Tensor:
         """KL(p_k || p_0) [k, P] in nats; infinite where a class is possible that p_0 rules out."""
         if not self.exact:
-            return self.self_product
+            return self.self_product + self.rounding
         beyond = torch.where(self.batch.impossible, self.p, 0.0).amax(-1) > 0
         return torch.where(beyond, torch.inf, self.self_product)
 

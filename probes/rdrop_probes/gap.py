@@ -23,6 +23,7 @@ from rdrop_probes.terms import (
     negative_log_likelihood,
     offset,
     probability,
+    rounding,
     vote,
 )
 
@@ -56,7 +57,7 @@ class Gap(SubModelProbe):
         "accuracy_mean": "",
         "accuracy_gap": "",
     }
-    terms = (kl_to_eval, probability, log_ratio, vote, flip, offset, logit_shift_square)
+    terms = (kl_to_eval, probability, log_ratio, vote, flip, offset, rounding, logit_shift_square)
     bias_corrected = frozenset({"kl_mean_to_eval"})
     squared = frozenset({"expectation_linearity"})
     signed = frozenset({"nll_gap", "accuracy_gap"})
@@ -80,7 +81,7 @@ class Gap(SubModelProbe):
         pairs = k * (k - 1)
         estimates = {
             "kl_sub_to_eval": totals.mean(kl_to_eval),
-            "kl_eval_to_sub": -totals.weighted(batch.p, log_ratio) / k,
+            "kl_eval_to_sub": -totals.weighted(batch.p, log_ratio) / k - totals.mean(rounding),
             "kl_mean_to_eval": self._mean_to_eval(batch, totals),
             "flip_rate": totals.mean(flip),
             "disagreement": torch.where(k > 1, 1 - alike / pairs, torch.nan),

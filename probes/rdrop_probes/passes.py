@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,10 @@ class Examples:
         """The inputs k times, one copy behind the other."""
         return _mapped(self.inputs, lambda t: torch.cat([t] * k))
 
+    def copied(self) -> Any:
+        """The inputs in memory of their own."""
+        return _mapped(self.inputs, torch.clone)
+
     @property
     def device(self) -> torch.device:
         """Where the inputs are."""
@@ -45,6 +50,29 @@ class Examples:
     def first(self, n: int) -> Examples:
         """The first `n` of the examples."""
         return Examples(take(self.inputs, slice(0, n)), n, self.start) if n < self.n else self
+
+
+class _Given:
+    """Inputs that a model may change in place, as some do with dropout on alone: they are put back after each pass.
+
+    The caller's own tensors are never given to a model.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        with torch.inference_mode(mode=False):  # changes of inference tensors cannot be seen
+            self.inputs = make()
+        self._versions = self._now()
+
+    def restore(self) -> None:
+        """Put back what a pass has changed."""
+        if self._now() != self._versions:
+            for tensor, fresh in zip(_tensors(self.inputs), _tensors(self._make()), strict=True):
+                tensor.copy_(fresh)
+            self._versions = self._now()
+
+    def _now(self) -> list[int]:
+        return [tensor._version for tensor in _tensors(self.inputs)]
 
 
 @dataclass(frozen=True)
@@ -80,12 +108,11 @@ class Passes:
         self._own = [t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values())]
         self._examples: Examples | None = None
         self._prefixes: dict[tuple[Layout, int], Prefix | None] = {}
-        self._folded: dict[int, Any] = {}
+        self._given: dict[tuple[Layout, int], _Given] = {}
         self._guarded: dict[Layout, frozenset[int]] = {}
         self._without: set[tuple[Layout, Training]] = set()
         self._vmap_apart = False
         self._drawn: set[SiteKey] = set()
-        self._changes_inputs: bool | None = None
         self._weigh = False
         self._suffix = Suffix()
 
@@ -127,13 +154,10 @@ class Passes:
         """Let go of what is held of the last batch."""
         self._examples = None
         self._prefixes.clear()
-        self._folded.clear()
+        self._given.clear()
 
     def _replayed(self, examples: Examples, layout: Layout, sub_models: Sequence[int], *, training: Training) -> Tensor:
         """A pass that is spared the prefix, if one of its kind has been recorded over these examples or can be."""
-        if self._examples is not examples:
-            self.forget()
-            self._examples = examples
         kind = self._kind(layout, len(sub_models))
         prefix = None if (kind[0], training) in self._without else self._prefix(examples, *kind)
         if prefix is None:
@@ -145,7 +169,7 @@ class Passes:
         except BaseException:  # TorchScript makes errors of its own of everything
             if not player.failed:
                 raise
-        if player.failed:
+        if player.failed or not player.done:  # a pass may also end before the recorded one came to its first draw
             return self._mismatched(examples, layout, sub_models, training=training)
         logits = logits.clone() if prefix.holds(logits) else logits  # lest later passes change it
         if changed := prefix.changed():  # this pass was right, the next would not be
@@ -178,7 +202,7 @@ class Passes:
 
     def _recorded(self, examples: Examples, layout: Layout, k: int) -> Prefix | None:
         """The prefix of a pass, which ends there; None if it is not to be used."""
-        inputs = self._inputs(examples, layout, k)
+        inputs = self._inputs(examples, layout, k).inputs
         prefix = Prefix([*[t for t in self._own if t is not None], *_tensors(inputs)])
         try:
             tape = Recorder(prefix, self._guarded.get(layout, frozenset()))
@@ -191,28 +215,31 @@ class Passes:
             return None
         return prefix if prefix.frozen and prefix.usable else None
 
-    def _inputs(self, examples: Examples, layout: Layout, k: int) -> Any:
-        if layout != "fold":
-            return examples.inputs
-        if k not in self._folded:
-            self._folded[k] = examples.folded(k)
-        return self._folded[k]
+    def _inputs(self, examples: Examples, layout: Layout, k: int) -> _Given:
+        """The inputs of a pass over these examples, the same tensors every time."""
+        if self._examples is not examples:
+            self.forget()
+            self._examples = examples
+        kind: tuple[Layout, int] = (layout, k) if layout == "fold" else ("plain", 1)
+        if kind not in self._given:
+            self._given[kind] = _Given(partial(examples.folded, k) if layout == "fold" else examples.copied)
+        return self._given[kind]
 
     def _run(
         self, examples: Examples, layout: Layout, sub_models: Sequence[int], *, training: Training, tape: Tape = None
     ) -> Tensor:
         sampler = self._sampler(examples, layout, sub_models)
         given = self._inputs(examples, layout, len(sub_models))
-        unknown = self._changes_inputs is None and tape is None
-        inputs = _mapped(given, torch.clone) if self._changes_inputs or unknown else given
+        inputs = given.inputs
         seed_foreign(self._seed, 0 if self._shared else examples.start, sub_models[0])  # for layers dropped by Python
         places = torch.arange(len(sub_models))
         interceptor = (_Weighing if self._weigh else DrawInterceptor)(self._paths, sampler, tape)
         modules = {"": self._plan.eval_modules, "sites": self._plan.modules, "all": self._plan.train_modules}[training]
-        with self._context(interceptor, modules):
-            logits = _vmap(lambda: self._forward(inputs), places) if layout == "vmap" else self._forward(inputs)
-        if unknown:
-            self._changes_inputs = any(t._version for t in _tensors(inputs) if not t.is_inference())
+        try:
+            with self._context(interceptor, modules):
+                logits = _vmap(lambda: self._forward(inputs), places) if layout == "vmap" else self._forward(inputs)
+        finally:
+            given.restore()
         if training == "sites":
             self.fired |= sampler.fired
         self._drawn = sampler.fired

@@ -30,6 +30,7 @@ PILOT_NUMBERS = 2**24  # log-probabilities of the pilot at most
 LADDER = (4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 MARGIN = 1.1  # by which the foretold interval has to be tighter than asked: the pilot is small
 SHARED_MARGIN = 1.5
+FEW, FEW_LEAST = 100, 8  # where so few examples count, intervals from fewer sub-models are too short on one side
 LEVEL = 0.95
 
 
@@ -81,7 +82,8 @@ class Foreseen:
         """
         if not self.mean > 0:
             return USUAL
-        return next((k for k in LADDER if self.half_width(k) * self._margin <= tolerance), LADDER[-1])
+        least = FEW_LEAST if self.n < FEW else LADDER[0]
+        return next((k for k in LADDER if k >= least and self.half_width(k) * self._margin <= tolerance), LADDER[-1])
 
     @property
     def _margin(self) -> float:

@@ -181,8 +181,9 @@ def mask_spread(column: Column, *, shared_masks: bool) -> Spread:
     variance = column.mask_variance[np.isfinite(column.mask_variance)]
     if not len(variance):
         return Spread(0.0, 0)
-    df = len(variance) * (len(column.leave_out) - 1)
-    return Spread(float(variance.sum()) / len(variance) ** 2, df)
+    total, squares = float(variance.sum()), float((variance**2).sum())
+    equal = total**2 / squares if squares > 0 else len(variance)  # Satterthwaite: examples differ in their noise
+    return Spread(total / len(variance) ** 2, equal * (len(column.leave_out) - 1))
 
 
 def ratio_column(numerator: Column, denominator: Column) -> Column | None:

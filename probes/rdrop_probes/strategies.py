@@ -18,7 +18,7 @@ from rdrop_probes.passes import Examples, Passes, Suffix
 Strategy = Literal["auto", "vmap", "fold", "loop"]
 NUMBERS_AT_A_TIME = 2**20  # in the largest tensor of a chunk: on CPU it should stay in the cache
 NUMBERS_ON_A_DEVICE = 2**28
-TRIED = 4  # sub-models that a strategy is timed with at most
+TRIED = 8  # sub-models that a strategy is timed with at most
 LOOKED_AT = 4  # examples whose replayed passes are compared with whole ones
 START = 3e-5  # seconds for an operator to start, with its share of hooks and Python: what many at a time save on CPU
 WORTH = 0.2  # share of a pass, from which that is worth trying
@@ -76,21 +76,18 @@ def _chosen(
         if wanted not in ("loop", "auto"):
             raise StrategyError(f"the strategy {wanted} does not do for this model: {needs_loop}")
         return Choice("loop", reason=needs_loop)
-    suffixes: list[Suffix] = []
-    whole = _time(lambda: suffixes.append(passes.weigh_suffix(examples)), examples)
-    chunk = chunk or _fitting(suffixes[0], count, examples.device)
-    if wanted == "auto" and (reason := _not_worth_it(passes, examples, suffixes[0], chunk)):
+    suffix = passes.weigh_suffix(examples)
+    chunk = chunk or _fitting(suffix, count, examples.device)
+    if wanted == "auto" and (reason := _not_worth_it(passes, examples, suffix, chunk)):
         return Choice("loop", reason=reason)
-    return _fastest_that_fits(passes, examples, wanted, max(chunk, 2), count, whole)
+    return _fastest_that_fits(passes, examples, wanted, max(chunk, 2), count)
 
 
-def _fastest_that_fits(
-    passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int, whole: float
-) -> Choice:
-    """The fastest with as many sub-models at a time as memory allows; a pass with its prefix took `whole` seconds."""
+def _fastest_that_fits(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int) -> Choice:
+    """The fastest with as many sub-models at a time as memory allows."""
     while True:
         try:
-            return _fastest(passes, examples, wanted, chunk, count, whole)
+            return _fastest(passes, examples, wanted, chunk, count)
         except Exception as error:
             if not is_out_of_memory(error) or chunk == 1:
                 raise
@@ -98,11 +95,11 @@ def _fastest_that_fits(
             chunk //= 2
 
 
-def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int, whole: float) -> Choice:
+def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, count: int) -> Choice:
     tried = min(chunk, TRIED)
     expected: list[Tensor] = []
     seconds = {"loop": _time(lambda: expected.extend(passes.one(examples, k) for k in range(2)), examples) / 2}
-    prefix = max(0.0, whole - seconds["loop"])
+    prefix = _prefix_seconds(passes, examples, seconds["loop"])
     ways = {"vmap": passes.vmapped, "fold": passes.folded}
     problems: dict[str, str] = {}
     for name, run in ways.items():
@@ -113,7 +110,7 @@ def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, c
         if problem := _problem(name, way, expected):
             problems[name] = problem
         else:
-            seconds[name] = _time(way, examples) / tried + own_prefix
+            seconds[name] = min(_time(way, examples) for _ in range(2)) / tried + own_prefix
     if wanted != "auto":
         if wanted in problems:
             raise StrategyError(f"the strategy {wanted} does not do for this model: {problems[wanted]}")
@@ -121,6 +118,14 @@ def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, c
     best = min(seconds, key=lambda name: seconds[name])
     reason = "; ".join(["the fastest on the first batch" if len(seconds) > 1 else "", *problems.values()]).strip("; ")
     return Choice(best, 1 if best == "loop" else chunk, reason, seconds)  # type: ignore[arg-type] # one of the names
+
+
+def _prefix_seconds(passes: Passes, examples: Examples, suffix: float) -> float:
+    """What a pass takes that is not spared its prefix, beyond the seconds of one that is."""
+    if not passes.replay:
+        return 0.0
+    passes.forget()
+    return max(0.0, _time(lambda: passes.one(examples, 0), examples) - suffix)
 
 
 def _problem(name: str, run: Callable[[], Tensor], expected: list[Tensor]) -> str:

@@ -39,6 +39,11 @@ def offset(seen: Distributions) -> Tensor:
     return seen.offset
 
 
+def rounding(seen: Distributions) -> Tensor:
+    """What r_k lacks in all classes of a row [k, P], since in single precision its offset is rounded."""
+    return seen.rounding
+
+
 def logit_shift(seen: Distributions) -> Tensor:
     """z_k - z_0 [k, P, C]; 0 where both are minus infinity."""
     return seen.shift

@@ -37,7 +37,8 @@ def test_the_interval_for_these_examples_adds_their_mask_variances(rng):
     values, variances = rng.normal(size=30), rng.exponential(size=30)
     column = Column(values, variances, np.zeros(8), 30)
     found = metric(column, unit="nats", shared_masks=False)
-    half = stats.t.ppf(0.975, 30 * 7) * sqrt(variances.sum()) / 30
+    df = 7 * variances.sum() ** 2 / (variances**2).sum()  # Satterthwaite
+    half = stats.t.ppf(0.975, df) * sqrt(variances.sum()) / 30
     assert (found.mask_low, found.mask_high) == pytest.approx((values.mean() - half, values.mean() + half))
 
 
