@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import numpy as np
 from rdrop_analysis.decisions import are_sound
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_analysis.journal import Header, JournalError, Stored, check_place, journals
+from rdrop_analysis.journal import Header, JournalError, Stored, check_place, encode, journals
 from rdrop_analysis.locks import held_elsewhere
 from rdrop_probes.columns import State
 
 MACHINE = frozenset({"torch", "device", "threads", "cpu", "model"})  # what shards of one run may differ in, by rounding
 SIZE = "batch size"  # likewise, as long as the batches are the same
+DECISIONS = "decisions"  # by time, how sub-models and gradients are run
 ROUNDING = 1e-3  # of the largest of a model's first outputs, by which they may differ between machines
 SHOWN = 5
 PATIENCE = 10.0  # seconds for the workers of a torchrun that was killed to find that out
@@ -46,7 +47,7 @@ class Belonging:
             self._stored = self._most_of_one_cut(found)
         else:
             self._check_alone(found)
-            self._stored = [s for s in found if s.header.decisions == found[0].header.decisions]
+            self._stored = self._most_of_one_decision(found)
 
     def decision(self, name: str) -> State | None:
         """What was decided before under this name.
@@ -105,9 +106,25 @@ class Belonging:
         self.others |= other - {"model"} or other  # what it gives may follow from all the others
         return not other
 
+    def _most_of_one_decision(self, found: Sequence[Stored]) -> list[Stored]:
+        """Of the journals that were decided alike those that have most of what is wanted here, then of all items.
+
+        Shards that begin together decide each for itself, and only items of one decision give the same bits.
+        """
+        alike = _grouped(found, lambda stored: encode(stored.header.decisions))
+        alike.sort(key=lambda group: (self._wanted(group), _part_done(group)))
+        if any(self._wanted(group) for group in alike[:-1]):
+            self.others.add(DECISIONS)
+        return alike[-1] if alike else []
+
+    def _wanted(self, group: Sequence[Stored]) -> float:
+        """Which part of the items of this shard some journals have that were cut alike."""
+        number, of = self._ours.shard
+        return _part_done(group, number - 1, of)
+
     def _most_of_one_cut(self, found: Sequence[Stored]) -> list[Stored]:
         """Of the shards that were cut into the same batches those that have most of the items."""
-        by_cut = [list(group) for _, group in groupby(sorted(found, key=_cut), key=_cut)]
+        by_cut = _grouped(found, _cut)
         by_cut.sort(key=_part_done)
         self._cut_otherwise = [stored for group in by_cut[:-1] for stored in group]
         return by_cut[-1] if by_cut else []
@@ -168,6 +185,12 @@ def _cut(stored: Stored) -> tuple[list[int], int]:
     return stored.header.starts, chosen["sub_models"]
 
 
-def _part_done(group: Sequence[Stored]) -> float:
-    """Which part of all items some journals have that were cut alike."""
-    return len(set().union(*(stored.places for stored in group))) / max(len(group[0].header.starts), 1)
+def _grouped(found: Sequence[Stored], by: Callable[[Stored], Any]) -> list[list[Stored]]:
+    """Journals that are alike in what `by` gives."""
+    return [list(group) for _, group in groupby(sorted(found, key=by), key=by)]
+
+
+def _part_done(group: Sequence[Stored], first: int = 0, step: int = 1) -> float:
+    """Which part of all items, or of every so many of them, some journals have that were cut alike."""
+    wanted = group[0].header.starts[first::step]
+    return len(set().union(*(stored.places for stored in group)) & set(wanted)) / max(len(wanted), 1)

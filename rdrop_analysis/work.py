@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rdrop_analysis.belonging import MACHINE, Belonging
+from rdrop_analysis.belonging import DECISIONS, MACHINE, Belonging
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import printable
 from rdrop_analysis.journal import Header, Journal, Spent, decode, encode
@@ -212,7 +212,10 @@ class SharedWork(Work):
         if self._place.stored_only:
             return
         if done:
-            self._place.say(f"continuing: {done} of {of} work items of {self._name} were done")
+            text = f"continuing: {done} of {of} work items of {self._name} were done"
+            if DECISIONS in self._earlier.others:
+                text += "; others, of workers that decided otherwise how passes are run, are measured again"
+            self._place.say(text)
         elif self._earlier.others:
             where, what = self._place.directories[0], ", ".join(sorted(self._earlier.others))
             self._place.say(f"starting {self._name} afresh: the unfinished run in {where} was with other {what}")

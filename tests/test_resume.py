@@ -372,6 +372,30 @@ def test_two_runs_in_one_directory_do_not_take_each_others_items(project, monkey
     assert len(journals(Path("out"))) == 4  # of the shards, to be merged
 
 
+def decided_otherwise(stored: Stored) -> dict[str, object]:
+    """Decisions as of a worker that took gradients of fewer examples at a time."""
+    gradients = stored.header.decisions["gradients"]
+    return {**stored.header.decisions, "gradients": {**gradients, "examples": gradients["examples"] + 1}}
+
+
+@pytest.mark.parametrize("theirs", ["0", "z"])  # before and after the names of all others
+def test_a_shard_goes_on_from_its_own_items_whatever_other_shards_decided(theirs, project):
+    for number in (1, 2):
+        assert run(*COMMAND, "--shard", f"{number}/2", "--output", "out").exit_code == 0
+    for stored in journals(Path("out")):
+        if stored.header.shard == (2, 2):
+            path = stored.path.with_name(f"{theirs}.journal")
+            copied(stored, path, items=True, shard=(2, 2), decisions=decided_otherwise(stored))
+            stored.path.unlink()
+    for number in (1, 2):
+        again = run(*COMMAND, "--shard", f"{number}/2", "--output", "out")
+        assert "continuing: 3 of 3 work items of baseline were done\n" in again.output
+    third = run(*COMMAND, "--shard", "1/3", "--output", "out")  # has items of both, and takes those of one
+    assert "continuing: 1 of 2 work items of baseline were done; others, of workers that decided" in third.output
+    merged = run("merge", "out", "--model", "net.py:Net", "--output", "merged")
+    assert merged.exit_code == 0, merged.output
+
+
 def test_a_journal_that_is_removed_is_not_made_again(tmp_path):
     kept = journal.Journal(tmp_path, "a")
     header = Header("a", {}, {}, {}, [0, 1], (1, 1), {})
