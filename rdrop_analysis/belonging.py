@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rdrop_analysis.decisions import are_sound
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_analysis.journal import Header, JournalError, Stored, check_place, encode, journals
-from rdrop_analysis.locks import held_elsewhere
+from rdrop_analysis.journal import Header, JournalError, Stored, check_place, encode, journals, lock_path
+from rdrop_analysis.locks import Lock, held_elsewhere, lock
 from rdrop_probes.columns import State
+
+T = TypeVar("T")
 
 MACHINE = frozenset({"torch", "device", "threads", "cpu", "model"})  # what shards of one run may differ in, by rounding
 SIZE = "batch size"  # likewise, as long as the batches are the same
@@ -32,6 +34,7 @@ class Belonging:
     different machines.
 
     Attributes:
+        lock: by which no other process does the same work meanwhile; none where nothing is done.
         others: by what journals differ that do not belong.
     """
 
@@ -42,11 +45,12 @@ class Belonging:
         self._where = ", ".join(map(str, directories))
         self._name = printable(ours.checkpoint)
         self._cut_otherwise: list[Stored] = []
+        self.lock = None if merged or not directories else self._locked(directories[0])
         found = [s for d in directories for s in self._sound(d) if self._is_same_work(s.header)]
         if merged:
             self._stored = self._most_of_one_cut(found)
         else:
-            self._check_alone(found)
+            self._check_ended(found)
             self._stored = self._most_of_one_decision(found)
 
     def decision(self, name: str) -> State | None:
@@ -85,19 +89,42 @@ class Belonging:
         check_place(directory)
         return [s for s in journals(directory, self._ours.checkpoint) if are_sound(s.header.decisions)]
 
-    def _check_alone(self, found: Sequence[Stored]) -> None:
-        """Nobody else is at this very work.
+    def _locked(self, directory: Path) -> Lock:
+        """The lock of this very work.
 
         Raises:
-            JournalError: another process is.
+            JournalError: another process has it, or nothing can be written there.
+        """
+        check_place(directory)
+        path = lock_path(directory, self._ours)
+        try:
+            return self._patiently(lambda: lock(path))
+        except OSError as problem:
+            text = f"cannot write {printable(path.parent)}: {problem.strerror or problem}"
+            raise JournalError(f"{text}; make it writable, or name another with --output") from problem
+
+    def _check_ended(self, found: Sequence[Stored]) -> None:
+        """No worker of a run that was killed is at this very work still.
+
+        Raises:
+            JournalError: one is.
         """
         ours = [s.path for s in found if s.header.shard == self._ours.shard]
+        self._patiently(lambda: not any(map(held_elsewhere, ours)) or None)
+
+    def _patiently(self, attempt: Callable[[], T | None]) -> T:
+        """What an attempt gives as soon as no other process is in the way.
+
+        Raises:
+            JournalError: one stays.
+        """
         until = time.monotonic() + PATIENCE
-        while (held := any(map(held_elsewhere, ours))) and time.monotonic() < until:
+        while (got := attempt()) is None:
+            if time.monotonic() > until:
+                text = f"another process is measuring {self._name} in {self._where} with the same options"
+                raise JournalError(f"{text}: let it end, or name another --output")
             time.sleep(PATIENCE / 50)
-        if held:
-            text = f"another process is measuring {self._name} in {self._where} with the same options"
-            raise JournalError(f"{text}: let it end, or name another --output")
+        return got
 
     def _is_same_work(self, theirs: Header) -> bool:
         names = {*self._ours.key, *theirs.key}

@@ -27,7 +27,7 @@ import numpy as np
 
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.files import printable
-from rdrop_analysis.locks import held_elsewhere, hold
+from rdrop_analysis.locks import Lock, held_elsewhere, hold
 from rdrop_probes.columns import State
 
 FOLDER = ".rdrop-partial"
@@ -163,10 +163,11 @@ def read_journal(path: Path) -> Stored | None:
 
 @dataclass(frozen=True)
 class Spent:
-    """What is of no more use once a run is saved: the journals of its `works`, by checkpoint and key."""
+    """What is of no more use once a run is saved: its locks, and the journals of its works, by checkpoint and key."""
 
     directory: Path
     works: Sequence[tuple[str, Mapping[str, str]]]
+    locks: Sequence[Lock] = ()
 
     def discard(self) -> None:
         """Remove them, but no shards, nothing of other runs, and nothing that somebody is writing."""
@@ -175,9 +176,17 @@ class Spent:
                 if stored.header.key == key and stored.header.shard == (1, 1) and not held_elsewhere(stored.path):
                     with contextlib.suppress(OSError):  # left over, they only take space
                         stored.path.unlink()
+        for lock in self.locks:
+            lock.release()
         for folder in (*(self.directory / FOLDER).glob("*"), self.directory / FOLDER):
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def lock_path(directory: Path, header: Header) -> Path:
+    """The file that is locked by who does a piece of work: one shard of what a key says."""
+    work = encode([sorted(header.key.items()), header.shard])
+    return _folder(directory, header.checkpoint) / f"{hashlib.sha256(work).hexdigest()[:16]}.lock"
 
 
 def check_place(directory: Path) -> None:

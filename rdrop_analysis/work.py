@@ -12,6 +12,7 @@ from rdrop_analysis.belonging import DECISIONS, MACHINE, Belonging
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.files import printable
 from rdrop_analysis.journal import Header, Journal, Spent, decode, encode
+from rdrop_analysis.locks import Lock
 from rdrop_analysis.workers import Team
 from rdrop_probes.columns import State
 from rdrop_probes.items import Item, PartDone, Work, unstorable
@@ -32,6 +33,7 @@ class Place:
         options: of the command, for a merge to begin from.
         say: told in a line what the user has to know of all this.
         works: what has been begun: checkpoints, and what their numbers follow from.
+        locks: by which no other process does the same meanwhile.
         sub_models: K where a pilot has chosen it for masks that examples share; it holds for all checkpoints, which
             are compared sub-model by sub-model.
     """
@@ -44,6 +46,7 @@ class Place:
     say: Callable[[str], None] = lambda _: None
     works: list[tuple[str, dict[str, str]]] = field(default_factory=list, init=False)
     sub_models: int | None = field(default=None, init=False)
+    locks: list[Lock] = field(default_factory=list, init=False)
 
     @property
     def keeps_results(self) -> bool:
@@ -55,7 +58,7 @@ class Place:
         """The kept work items that are of no more use once the results of the whole run are saved."""
         if not self.directories or not self.keeps_results or self.stored_only:
             return None
-        return Spent(self.directories[0], tuple(self.works))
+        return Spent(self.directories[0], tuple(self.works), tuple(self.locks))
 
     @property
     def shares_or_keeps(self) -> bool:
@@ -99,6 +102,8 @@ class SharedWork(Work):
         self._journal = Journal(place.directories[0], checkpoint) if place.directories else None
         looked_in = place.directories if self._team.leads else ()
         self._earlier = Belonging(self._header, looked_in, merged=place.stored_only)
+        if self._earlier.lock is not None:
+            place.locks.append(self._earlier.lock)
         self._check_alike({name: value for name, value in key.items() if name not in MACHINE})
 
     def decide(self, name: str, decision: Callable[[], State]) -> State:
@@ -189,6 +194,9 @@ class SharedWork(Work):
             if (item.start, item.n) != (start, self._size(start)):
                 raise ValueError(f"not the examples from {start} on")
         except (OSError, ValueError) as problem:
+            if isinstance(problem, FileNotFoundError):
+                text = f"{stored.path} was removed while this run needed it"
+                raise DataError(f"{text}: run the same command again") from problem
             text = f"{stored.path} does not hold what it should ({printable(problem)}): delete it"
             raise DataError(f"{text} and run the same command again") from problem
         return item

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from rdrop_analysis.cli import main
 from rdrop_analysis.decisions import are_sound
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.journal import FOLDER, Header, Spent, Stored, decode, encode, journals, read_journal
+from rdrop_analysis.locks import held_elsewhere, lock
 from rdrop_analysis.workers import Torchrun
 from rdrop_probes.records import to_json
 
@@ -370,6 +372,84 @@ def test_two_runs_in_one_directory_do_not_take_each_others_items(project, monkey
     assert run(*COMMAND, "--output", "out").exit_code == 0
     assert not ours.exists()
     assert len(journals(Path("out"))) == 4  # of the shards, to be merged
+
+
+SLOW = """
+class Slow(Net):
+    def forward(self, x):
+        import time
+        time.sleep(0.1)
+        return super().forward(x)
+"""
+
+
+def test_of_two_equal_commands_that_start_together_one_is_refused(project, monkeypatch):
+    monkeypatch.setattr(belonging, "PATIENCE", 0.1)
+    Path("slow.py").write_text(NET + SLOW)
+    program = [sys.executable, "-m", "rdrop_analysis", *COMMAND, "--model", "slow.py:Slow", "--output", "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as first:  # noqa: S603 - own code
+        until = time.monotonic() + 60
+        while not list(Path("out").rglob("*.lock")) and time.monotonic() < until:
+            time.sleep(0.001)
+        assert not journals(Path("out"))  # nothing is finished yet
+        second = run(*COMMAND, "--output", "out")
+        other = run(*COMMAND, "--seed", "1", "--output", "out")
+        output, _ = first.communicate(timeout=120)
+    assert second.exit_code == 4
+    assert "Error: another process is measuring baseline in out with the same options: let it end" in second.output
+    assert other.exit_code == 0, other.output
+    assert first.returncode == 0, output
+    assert not Path("out", FOLDER).exists()
+
+
+def test_a_lock_is_had_once_by_a_process_and_goes_with_who_has_it(tmp_path):
+    path = tmp_path / "a" / "b" / "c.lock"
+    one, other = lock(path), lock(path)
+    assert one is other
+    del one
+    program = (
+        "import sys; from pathlib import Path; from rdrop_analysis.locks import lock; print(lock(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "None\n"  # noqa: S603 - own code
+    assert path.exists()
+    del other
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_journal_that_cannot_be_written_is_not_taken_for_one_that_is_being_written(tmp_path, monkeypatch):
+    path, opened = tmp_path / "a.journal", Path.open
+
+    def read_only(self, mode="r", *args, **more):
+        if mode != "rb":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(self, mode, *args, **more)
+
+    path.touch()
+    with held(path):
+        monkeypatch.setattr(Path, "open", read_only)
+        assert held_elsewhere(path)
+    assert not held_elsewhere(path)
+
+
+def test_a_journal_that_goes_while_it_is_needed_is_named(tmp_path, monkeypatch):
+    in_api(tmp_path)
+    monkeypatch.setattr(Stored, "load", lambda stored, start: Path("nowhere").read_bytes())
+    with pytest.raises(DataError, match="was removed while this run needed it: run the same command again"):
+        in_api(tmp_path)
+
+
+def test_that_nothing_can_be_kept_is_found_before_anything_is_measured(project, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(belonging, "lock", refused)
+    done = run(*COMMAND, "--output", "out")
+    assert done.exit_code == 4
+    (error,) = [line for line in done.output.splitlines() if line.startswith("Error")]
+    assert error.startswith(f"Error: cannot write out/{FOLDER}/baseline-")
+    assert error.endswith(": Permission denied; make it writable, or name another with --output")
 
 
 def decided_otherwise(stored: Stored) -> dict[str, object]:
