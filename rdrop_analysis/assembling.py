@@ -16,6 +16,7 @@ from rdrop_probes.records import Comparison, DataRecord, Finding
 from rdrop_probes.statistics import adjust, compare
 
 FEW = 10  # examples
+BIASED_IN_K = frozenset({"nll_mean", "brier_mean", "ece_mean", "accuracy_mean", "mse_mean"})  # the more, the better
 OF_THE_TASK = frozenset(
     {
         "task_guessed",
@@ -48,6 +49,11 @@ def run_findings(measured: Sequence[Measured], reference: str | None) -> list[Fi
     if len(tasks := dict.fromkeys(m.reader.task.name for m in measured)) > 1:
         text = f"the checkpoints are for different tasks ({', '.join(tasks)}): measured, and not compared"
         findings.append(Finding(code="different_tasks", message=text))
+    counts = sorted({m.result.sub_models for m in measured if m.result.sub_models is not None})
+    if len(counts) > 1 and (names := sorted(BIASED_IN_K & {name for m in measured for name in m.columns})):
+        text = f"the checkpoints were measured with different numbers of sub-models ({', '.join(map(str, counts))})"
+        text += f", on which {', '.join(names)} depend: not compared"
+        findings.append(Finding(code="different_sub_models", message=text))
     return findings
 
 
@@ -95,8 +101,14 @@ def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
             shared_masks=reference.measurement.shared_masks or candidate.measurement.shared_masks,
         )
         for name in candidate.result.metrics
-        if name in reference.columns
+        if name in reference.columns and not (name in BIASED_IN_K and _differ_in_k(reference, candidate))
     ]
+
+
+def _differ_in_k(one: Measured, other: Measured) -> bool:
+    """Whether two checkpoints were measured with different numbers of sub-models."""
+    counts = {one.result.sub_models, other.result.sub_models} - {None}
+    return len(counts) > 1
 
 
 def per_example_table(measured: Sequence[Measured], data: Data) -> pd.DataFrame:

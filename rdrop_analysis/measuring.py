@@ -140,13 +140,14 @@ def _pilot(reader: Reader, data: Data, known: int | None) -> Pilot:
 def _with_precision(measured: Measured, tolerance: float) -> Measured:
     """With a finding that says how many sub-models a pilot chose, and what came of it."""
     found, epkl = measured.measurement, measured.result.metrics.get("epkl")
-    if found.foreseen is None or epkl is None or not epkl.estimate or epkl.mask_high is None:
+    if found.foreseen is None:
         return measured
-    width = (epkl.mask_high - epkl.estimate) / epkl.estimate
-    text = (
-        f"{found.sub_models} sub-models, by a pilot: the mean EPKL of these examples is known to ±{width:.2%}"
-        f" (asked for ±{tolerance:.2%})"
-    )
+    text, width = f"{found.sub_models} sub-models, by a pilot", 0.0
+    if epkl is None or not epkl.estimate or epkl.mask_high is None:
+        text += f", to know the mean EPKL to ±{tolerance:.2%}; how well it is known was not measured"
+    else:
+        width = (epkl.mask_high - epkl.estimate) / epkl.estimate
+        text += f": the mean EPKL of these examples is known to ±{width:.2%} (asked for ±{tolerance:.2%})"
     if found.sub_models < USUAL:
         text += f"; the usual {USUAL} would have been {USUAL / found.sub_models:.1f} times as many"
     if width > tolerance:
@@ -211,6 +212,7 @@ def _result(subject: Subject, found: Measurement) -> CheckpointResult:
         training=dict(subject.training or {}),
         strategy=found.strategy,
         stochastic=found.plan.stochastic,
+        sub_models=found.sub_models if found.plan.stochastic else None,
         sites=[site.record() for site in found.plan.sites.values()],
         metrics=dict(sorted(metrics.items(), key=lambda item: list(found.units).index(item[0]))),
         **found.tables,

@@ -54,10 +54,38 @@ def test_checkpoints_with_shared_masks_have_as_many_sub_models():
     assert results.record.comparisons[0].low is not None
 
 
+@pytest.mark.parametrize("probes", ["gap", "pairwise_kl"])
+def test_how_many_were_chosen_is_said_whatever_is_measured(probes):
+    record = analyze(net(), examples(), sub_models="auto", tolerance=0.1, probes=probes).record
+    (finding,) = [w for w in record.warnings if w.code == "sub_models_chosen"]
+    assert int(finding.message.split()[0]) == record.checkpoints[0].sub_models
+    assert ("was not measured" in finding.message) == (probes == "gap")
+
+
+def test_what_depends_on_the_number_of_sub_models_is_not_compared_across_numbers():
+    models = {"base": net(), "less": net(1, rate=0.02)}
+    found = analyze(models, examples(), sub_models="auto", tolerance=0.02, probes="gap,calibration").record
+    counts = [checkpoint.sub_models for checkpoint in found.checkpoints]
+    assert len(set(counts)) == 2
+    compared = {comparison.metric for comparison in found.comparisons}
+    assert compared & {"nll_sub", "accuracy_eval", "kl_mean_to_eval"}
+    left_out = ["accuracy_mean", "brier_mean", "ece_mean", "nll_mean"]
+    assert not compared & set(left_out)
+    (finding,) = [w for w in found.warnings if w.code == "different_sub_models"]
+    assert finding.message == (
+        f"the checkpoints were measured with different numbers of sub-models ({min(counts)}, {max(counts)}), on which "
+        f"{', '.join(left_out)} depend: not compared"
+    )
+    alike = analyze(models, examples(), probes="gap").record
+    assert "nll_mean" in {comparison.metric for comparison in alike.comparisons}
+    assert "different_sub_models" not in [w.code for w in alike.warnings]
+
+
 def test_without_dropout_there_is_nothing_to_choose():
     record = analyze(net(rate=0.0), examples(), sub_models="auto", probes="pairwise_kl").record
     assert record.checkpoints[0].metrics["epkl"].estimate == 0
     assert "sub_models_chosen" not in [w.code for w in record.warnings]
+    assert record.checkpoints[0].sub_models is None
 
 
 def test_a_tolerance_goes_with_auto():

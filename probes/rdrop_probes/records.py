@@ -191,7 +191,8 @@ class NoiseFloor:
 class CheckpointResult:
     """Everything measured on one checkpoint.
 
-    `stochastic` is whether train mode draws anything; `reliability` has the keys eval, sub and mean.
+    `stochastic` is whether train mode draws anything; `reliability` has the keys eval, sub and mean; `sub_models` is K
+    as it was run, None where there was nothing to draw.
     """
 
     name: str
@@ -202,6 +203,7 @@ class CheckpointResult:
     training: dict[str, Scalar] = field(default_factory=dict)
     strategy: str = ""
     stochastic: bool = True
+    sub_models: int | None = None
     sites: list[SiteRecord] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
     convergence: list[ConvergencePoint] = field(default_factory=list)
