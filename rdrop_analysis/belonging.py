@@ -48,7 +48,7 @@ class Belonging:
         self.lock = None if merged or not directories else self._locked(directories[0])
         found = [s for d in directories for s in self._sound(d) if self._is_same_work(s.header)]
         if merged:
-            self._stored = self._most_of_one_cut(found)
+            self._stored = self._most_of_one_cut(self._of_this_model(found))
         else:
             self._check_ended(found)
             self._stored = self._most_of_one_decision(found)
@@ -149,6 +149,16 @@ class Belonging:
         number, of = self._ours.shard
         return _part_done(group, number - 1, of)
 
+    def _of_this_model(self, found: Sequence[Stored]) -> list[Stored]:
+        """Without the shards of other models, as far as those that were measured on a machine like this one tell."""
+        known = [s.header.facts.get("sample") for s in found if s.header.key.get("model") == self._ours.key["model"]]
+        if not known:
+            return list(found)
+        alike = [s for s in found if any(self._same_sample(s.header.facts.get("sample"), ours) for ours in known)]
+        if len(alike) < len(found):
+            self.others.add("model")
+        return alike
+
     def _most_of_one_cut(self, found: Sequence[Stored]) -> list[Stored]:
         """Of the shards that were cut into the same batches those that have most of the items."""
         by_cut = _grouped(found, _cut)
@@ -160,17 +170,16 @@ class Belonging:
         """Whether a journal is of the same batches and of a model with the same sites and first outputs."""
         if theirs.starts != self._ours.starts:
             self.others.add("batches")
-        elif theirs.facts.get("sites") != self._ours.facts["sites"] or not self._same_sample(
-            theirs.facts.get("sample")
+        elif theirs.facts.get("sites") == self._ours.facts["sites"] and self._same_sample(
+            theirs.facts.get("sample"), self._ours.facts["sample"]
         ):
-            self.others.add("model")
-        else:
             return True
+        else:
+            self.others.add("model")
         return False
 
-    def _same_sample(self, theirs: Any) -> bool:
+    def _same_sample(self, theirs: Any, ours: Any) -> bool:
         """Whether first outputs are the same: to the bit for a run that goes on, about so from another machine."""
-        ours = self._ours.facts["sample"]
         try:
             found, wanted = np.array(theirs, dtype=float), np.array(ours, dtype=float)
         except (TypeError, ValueError):

@@ -635,6 +635,19 @@ def test_a_model_is_known_by_its_sub_models_too(project):
     assert "3 of 6 work items of baseline are missing" in merged.output
 
 
+def test_shards_of_an_older_model_that_were_cut_otherwise_are_not_in_the_way(project, whole):
+    Path("twice.py").write_text(NET.replace("nn.Dropout", "Twice").replace("\nclass Net", f"{TWICE}\nclass Net"))
+    older = [argument.replace("net.py", "twice.py") for argument in with_size(15)]
+    for command in (older, COMMAND):
+        start_from("template", "out")
+        for number in (1, 2):
+            assert run(*command, "--shard", f"{number}/2", "--output", "out").exit_code == 0
+    for name, model in (("old", "twice.py:Net"), ("new", "net.py:Net")):
+        merged = run("merge", "out", "--model", model, "--output", name)
+        assert merged.exit_code == 0, merged.output
+    assert numbers("new") == numbers(whole) != numbers("old")
+
+
 def test_shards_make_the_whole(project, whole):
     for number in (3, 1, 2):
         start_from("template", f"part{number % 2}")
