@@ -101,6 +101,8 @@ def measure_subject(
     work = Work()
     if place is not None and place.shares_or_keeps:
         key = key_of(reader, data, settings, chosen, file_digest=subject.sha256, batch_size=batch_size)
+        if known is not None and settings.tolerance is not None:
+            key["sub models"] = str(known)
         work = place.work(subject.name, key, chosen, progress)
     plan = _decided(work, reader, data, batch_size, settings.memory)
     try:

@@ -366,3 +366,11 @@ def test_weights_of_a_directory_are_called_after_it(tmp_path: Path) -> None:
             (tmp_path / name / file).touch()
     paths = [tmp_path / "bert.v1", tmp_path / "bert.v2" / "model.safetensors", tmp_path / "lone.pt"]
     assert [entry.name for entry in entries(paths)] == ["bert.v1", "bert.v2", "lone"]
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "8B", "63M", "9999999T"])
+def test_an_amount_of_memory_has_a_least_and_a_most(size, project):
+    done = run("baseline.pt", "--memory", size)
+    assert done.exit_code == 2
+    assert "Invalid value for '--memory': " in done.output
+    assert "is not between 64M and 4194304T" in done.output

@@ -599,6 +599,12 @@ def test_sub_models_that_the_first_checkpoint_chose_hold_for_the_others_in_shard
     merged = run("merge", "part", "--model", "net.py:Net", "--output", "merged")
     assert merged.exit_code == 0, merged.output
     assert numbers("merged") == numbers("whole")
+    own = run("rdrop.pt", *more, "--shard", "1/2", "--output", "part")  # where K was not its own choice
+    assert "starting rdrop afresh: the unfinished run in part was with other sub models\n" in own.output
+    assert chosen("part", "rdrop") == chosen("part", "baseline") | chosen("alone", "rdrop")
+    merged = run("merge", "part", "--model", "net.py:Net", "--output", "merged")
+    assert merged.exit_code == 0, merged.output
+    assert numbers("merged") == numbers("whole")
     other = next(stored for stored in journals(Path("part"), "rdrop") if stored.header.shard == (2, 2))
     decisions = {**other.header.decisions, "sub_models": {"sub_models": 5, "half_width": 0.3}}
     copied(other, other.path, items=True, shard=(2, 2), decisions=decisions)
@@ -665,6 +671,17 @@ def test_shards_make_the_whole(project, whole):
     assert json.loads(Path("part0/results.json").read_text())["config"]["unit"] == "bits"
 
 
+def test_shards_of_a_device_that_is_not_here_are_merged(project):
+    for number in (1, 2):
+        assert run(*COMMAND, "--shard", f"{number}/2", "--output", "out").exit_code == 0
+    for stored in journals(Path("out")):
+        options, key = stored.header.options | {"device": "cuda:7"}, stored.header.key | {"device": "NVIDIA H200"}
+        copied(stored, stored.path, items=True, shard=stored.header.shard, options=options, key=key)
+    merged = run("merge", "out", "--model", "net.py:Net")
+    assert merged.exit_code == 0, merged.output
+    assert "'cuda:7' is not available" in run("merge", "out", "--model", "net.py:Net", "--device", "cuda:7").output
+
+
 def test_a_merge_says_which_shards_are_missing(project):
     assert run(*COMMAND, "--shard", "2/3", "--output", "part").exit_code == 0
     done = run("merge", "part", "--model", "net.py:Net")
@@ -676,6 +693,7 @@ def test_a_merge_says_which_shards_are_missing(project):
     ]
     assert "nothing to merge in net.py" in (empty := run("merge", "net.py")).output
     assert empty.exit_code == 4
+    assert run("merge", "nowhere").exit_code == 2
 
 
 def with_size(size: int) -> list[str]:

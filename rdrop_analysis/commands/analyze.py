@@ -57,7 +57,8 @@ from rdrop_analysis.files import FORMATS
 @click.option(
     "--memory",
     type=Bytes(),
-    help="What sums over sub-models and gradients are kept within, about: 8G, 500M. Default: what the machine has.",
+    help="What sums over sub-models and gradients are kept within, about: bytes, or K, M, G or T of them (8G, 500M;"
+    " powers of 1024), at least 64M. Default: what the machine has.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use only the first N examples.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="All masks follow from it.")

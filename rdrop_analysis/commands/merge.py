@@ -19,13 +19,14 @@ MOST = 4  # values of an option that are shown
 
 
 @click.command()
-@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(exists=True, path_type=Path))
 @model_and_data
 @click.option(
     "--output", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Default: the first of them."
 )
 @click.option("--format", "formats", type=NameList(FORMATS), help="What to write. Default: as for the shards.")
 @click.option("--unit", type=click.Choice(["nats", "bits"]), help="Default: as for the shards.")
+@click.option("--device", default="cpu", show_default=True, help="Where models are looked at: cpu, cuda, ...")
 @trust
 @verbosity
 @click.pass_context
@@ -35,8 +36,9 @@ def merge(
     """Put the shards of a run (`rdrop-analyze CHECKPOINT... --shard I/N`) together and write its results.
 
     DIR is where shards were written: one directory for all of them, or several. Options are those of
-    the shards; checkpoints and data are read again, and no sub-model is run. Shards may come from
-    different machines, whose numbers are equal up to rounding. What the shards left stays.
+    the shards; checkpoints and data are read again, and only a few passes are run, by which it is seen
+    that models are those of the shards. Shards may come from different machines, whose numbers are
+    equal up to rounding. What the shards left stays.
 
     Code that the shards were measured with (such as --model net.py:Net) is to be named again, or
     trusted with --trust-code.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rdrop_analysis.files import printable
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -30,6 +32,9 @@ TASK_HELP = (
     "What the outputs are: one label an example, one a token (tagging, masked language models), the next token, a"
     " decoder's under teacher forcing, several yes or no, or numbers. auto goes by the checkpoint, else by shapes."
 )
+
+
+MOST_MEMORY = 2**62  # bytes
 
 
 class AutoInt(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
@@ -74,8 +79,14 @@ class Bytes(click.ParamType):  # type: ignore[type-arg] # generic only in the ne
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
         if found is None:
             self.fail(f"{value!r} is no amount of memory: 8G stands for 8 times 1024^3 bytes", param, ctx)
+        from rdrop_probes.settings import LEAST_MEMORY
+
         number, unit = found.groups()
-        return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
+        size = float(number) * 1024 ** " KMGT".index(unit.upper() or " ")
+        if not LEAST_MEMORY <= size < MOST_MEMORY:
+            text = f"{printable(value, 40)} is not between {LEAST_MEMORY // 2**20}M and {MOST_MEMORY // 2**40}T"
+            self.fail(text, param, ctx)
+        return int(size)
 
 
 class NameList(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
