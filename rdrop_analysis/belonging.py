@@ -202,6 +202,8 @@ class Belonging:
         shown = ", ".join(map(str, left[:SHOWN])) + (", ..." if len(left) > SHOWN else "")
         text = f"{len(left)} of {len(starts)} work items of {self._name} are missing (from examples {shown})"
         again = ", ".join(f"--shard {shard}/{of}" for shard in shards[:SHOWN])
+        if self.others:
+            text += f", as others in {self._where} are with other {', '.join(sorted(self.others))}"
         text += f": run the command {f'with {again}' if of > 1 else 'again'}"
         return text + (self._size_to_give() if self._cut_otherwise else "")
 

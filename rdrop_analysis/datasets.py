@@ -30,7 +30,7 @@ from rdrop_analysis.data.raw_values import raw_table
 from rdrop_analysis.data.table_files import READERS, read_table
 from rdrop_analysis.data.tables import Table, data_or_table
 from rdrop_analysis.errors import DataError, RDropAnalysisError
-from rdrop_analysis.files import printable
+from rdrop_analysis.files import check_name, printable
 from rdrop_analysis.loading.safe_io import first_bytes, read_tensors
 
 __all__ = ["Batch", "Data", "Inputs", "Table", "check_labels", "load_data"]
@@ -67,6 +67,8 @@ def load_data(spec: object, limit: int | None = None) -> Data | Table:
     file cannot be read; `UsageError` if a callable cannot be found; `UnsafeFileError` if a file would run
     code.
     """
+    if isinstance(spec, str | Path):
+        check_name(spec, DataError)
     data = _from_string(str(spec), limit) if isinstance(spec, str | Path) else _from_value(spec, _IN_MEMORY, limit)
     return data if limit is None else data.head(limit)
 

@@ -48,6 +48,18 @@ def write_whole(path: Path, content: bytes, error: type[RDropAnalysisError]) -> 
             temporary.unlink()
 
 
+def check_name(path: str | Path, error: type[RDropAnalysisError]) -> None:
+    """See that a file's name is text, which libraries and results can be given.
+
+    Raises:
+        RDropAnalysisError: `error`, it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as problem:
+        raise error(f"{printable(path)}: its name is not UTF-8: rename it, or make a link to it") from problem
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -65,5 +77,5 @@ def printable(text: object, limit: int = 80) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text as a terminal may be given it: its lines stay, other control characters are escaped."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """Return text as a terminal may be given it: lines and thin spaces stay, other control characters are escaped."""
+    return "".join(c if c.isprintable() or c in "\n\u202f" else c.encode("unicode_escape").decode() for c in text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import IO
@@ -26,8 +27,8 @@ class Lock:
     Use :func:`lock`.
     """
 
-    def __init__(self, path: Path, file: FileIO) -> None:
-        self._end = weakref.finalize(self, _remove, path, file, os.getpid())
+    def __init__(self, path: Path, folders: Sequence[Path], file: FileIO) -> None:
+        self._end = weakref.finalize(self, _remove, path, folders, file, os.getpid())
 
     def release(self) -> None:
         """The work is done."""
@@ -43,12 +44,16 @@ def lock(path: Path) -> Lock | None:
     path = path.absolute()
     if (held := _HELD.get(path)) is not None and held._end.alive:
         return held
+    made_folders = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = FileIO(path, "a")
+    try:
+        file = FileIO(path, "a")
+    except FileNotFoundError:  # who had it has just removed the folder
+        return None
     if _is_taken(file, exclusive=True) or not _is_at(path, file):
         file.close()
         return None
-    made = _HELD[path] = Lock(path, file)
+    made = _HELD[path] = Lock(path, made_folders, file)
     return made
 
 
@@ -87,11 +92,11 @@ def _is_at(path: Path, file: FileIO) -> bool:
         return False
 
 
-def _remove(path: Path, file: FileIO, owner: int) -> None:
-    """Remove a file whose lock is ours, then the folders that it leaves empty; a forked process leaves it alone."""
+def _remove(path: Path, folders: Sequence[Path], file: FileIO, owner: int) -> None:
+    """Remove a file whose lock is ours, and folders made for it that it leaves empty; a forked process does not."""
     if os.getpid() == owner:
         with contextlib.suppress(OSError):  # left over, it is in nobody's way
             path.unlink()
-            for folder in (path.parent, path.parent.parent):
+            for folder in folders:
                 folder.rmdir()
     file.close()

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from rdrop_analysis.checkpoints import LoadedCheckpoint, load_checkpoint
-from rdrop_analysis.errors import UsageError
+from rdrop_analysis.errors import CheckpointError, UsageError
+from rdrop_analysis.files import check_name
 from rdrop_analysis.measuring import Subject
 
 Model = str | Path | nn.Module
@@ -51,6 +52,7 @@ def entries(models: Models) -> list[Entry]:
 
     Raises:
         UsageError: there is none, or one is given twice.
+        CheckpointError: a file's name is no text.
     """
     if isinstance(models, Mapping):
         named = [Entry(str(name), model) for name, model in models.items()]
@@ -63,6 +65,8 @@ def entries(models: Models) -> list[Entry]:
             raise UsageError(
                 f"a {kind} is not a model: give a checkpoint's path or a module (an instance of its class)"
             )
+        if not isinstance(entry.model, nn.Module):
+            check_name(entry.model, CheckpointError)
     if not named:
         raise UsageError("no checkpoint given: name at least one file")
     if twice := [name for name, count in Counter(entry.name for entry in named).items() if count > 1]:

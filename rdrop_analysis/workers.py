@@ -16,6 +16,7 @@ from rdrop_analysis.files import printable
 T = TypeVar("T")
 
 LONGEST = timedelta(days=2)  # that a worker waits for the others' items: torchrun ends a run of which one has died
+PATIENCE = timedelta(minutes=5)  # until all of them have begun
 LAST_WORDS = timedelta(seconds=5)  # that the others give the leader to print how it ended
 
 
@@ -74,7 +75,12 @@ class Torchrun(Team):
         from torch.distributed.rendezvous import rendezvous
 
         super().__init__()
-        store, self.rank, self.size = next(rendezvous("env://", timeout=LONGEST))
+        try:
+            store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
+        except (RuntimeError, ValueError) as problem:
+            text = f"the other workers of torchrun were not found within {PATIENCE.seconds} seconds"
+            raise DataError(f"{text}: start all of them, or unset TORCHELASTIC_RUN_ID to run alone") from problem
+        store.set_timeout(LONGEST)
         prefix = f"rdrop-analysis/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         self._store = PrefixStore(prefix, store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # items are sent from main memory
@@ -149,8 +155,11 @@ class Torchrun(Team):
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is one of several that share a run."""
-    told = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    """Whether this process is one of several that share a run.
+
+    RANK and WORLD_SIZE alone say nothing: job schedulers set them as well, and shells keep them.
+    """
+    told = {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     return told and os.environ["WORLD_SIZE"].isdecimal() and int(os.environ["WORLD_SIZE"]) > 1
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -289,6 +290,32 @@ def test_an_interrupt_keeps_what_was_finished(project):
     assert "Traceback" not in done.output
     record = json.loads(Path("rdrop-report/results.json").read_text())
     assert [c["name"] for c in record["checkpoints"]] == ["baseline"]
+
+
+def test_an_interrupt_while_modules_are_loaded_is_one_line(tmp_path):
+    (tmp_path / "click_default_group.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "rdrop_analysis", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})  # noqa: S603 - own code
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Error: interrupted\n")
+
+
+def test_thousands_are_separated_by_spaces(project):
+    done = run("baseline.pt", *COMMON, "--limit", "99999999999")
+    assert "Measured on at most 99\u202f999\u202f999\u202f999 examples" in done.output
+
+
+@pytest.mark.parametrize("command", [(), ("sites",), ("inspect",)])
+def test_a_name_that_is_no_text_is_one_line(command, project):
+    name = os.fsdecode(b"u\xff.pt")
+    Path("rdrop.pt").rename(name)
+    checkpoints = ["baseline.pt", name] if not command else [name]
+    done = run(*command, *checkpoints, *(COMMON if not command else ()))
+    assert done.exit_code == 4
+    assert "Error: u\\udcff.pt: its name is not UTF-8: rename it, or make a link to it\n" in done.output
+    if not command:
+        Path(name).rename(data := os.fsdecode(b"\xff.npz"))
+        assert run("baseline.pt", *COMMON, "--data", data).exit_code == 4
 
 
 def test_an_interrupt_before_anything_is_finished_says_so(project):

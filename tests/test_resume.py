@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -22,13 +23,13 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from rdrop_analysis import analyze, batching, belonging, journal
+from rdrop_analysis import analyze, batching, belonging, journal, workers
 from rdrop_analysis.cli import main
 from rdrop_analysis.decisions import are_sound
 from rdrop_analysis.errors import DataError
 from rdrop_analysis.journal import FOLDER, Header, Spent, Stored, decode, encode, journals, read_journal
 from rdrop_analysis.locks import held_elsewhere, lock
-from rdrop_analysis.workers import Torchrun
+from rdrop_analysis.workers import Torchrun, started_by_torchrun
 from rdrop_probes.records import to_json
 
 N, BATCH = 60, 10
@@ -185,6 +186,38 @@ def test_an_interrupted_run_says_where_the_finished_items_are(project):
         "Error: interrupted",
     ]
     assert sorted(journals(Path("out"))[0].places) == [0, 10, 20]
+
+
+def test_an_interrupt_while_figures_are_drawn_says_where_the_finished_items_are(project, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rdrop_analysis.results.write_whole", interrupted)
+    done = run(*COMMAND, "--output", "out")
+    assert done.exit_code == 130
+    assert "what was finished is kept in out: the same command goes on from it\n" in done.output
+    assert "continuing: 6 of 6" in run(*COMMAND, "--output", "out").output
+
+
+def test_a_shard_with_nothing_to_do_leaves_and_names_no_directory(project):
+    done = run(*COMMAND, "--shard", "7/8", "--output", "out")
+    assert done.exit_code == 0, done.output
+    assert "shard 7 of 8 has no work items, of which there are fewer" in done.output
+    assert not Path("out").exists()
+
+
+def test_shards_of_other_data_are_named_by_a_merge(project):
+    assert run(*COMMAND, "--shard", "1/2", "--output", "out").exit_code == 0
+    with np.load("test.npz") as data:
+        np.savez("test.npz", x=data["x"] + 1, y=data["y"])
+    assert run(*COMMAND, "--shard", "2/2", "--output", "out").exit_code == 0
+    done = run("merge", "out", "--model", "net.py:Net")
+    assert done.exit_code == 4
+    errors = [line for line in done.output.splitlines() if line.startswith("Error")]
+    assert errors == [
+        "Error: 3 of 6 work items of baseline are missing (from examples 0, 20, 40), as others in out are with other "
+        "data: run the command with --shard 1/2"
+    ]
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_finished(project, whole, monkeypatch):
@@ -763,6 +796,19 @@ def test_that_a_worker_is_gone_is_said_without_the_words_of_a_library():
     text = "another worker was killed or has ended: what was finished is kept, and the same command goes on from it"
     assert str(failed.value) == text
     assert "gloo" in str(failed.value.__cause__)  # which -v shows
+
+
+def test_variables_that_a_scheduler_left_do_not_make_a_team(monkeypatch):
+    told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999", "LOCAL_RANK": "1"}
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert not started_by_torchrun()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert started_by_torchrun()
+    monkeypatch.setattr(workers, "PATIENCE", timedelta(seconds=1))
+    with pytest.raises(DataError, match=r"not found within 1 seconds: start all of them, or unset TORCHELASTIC_RUN_ID"):
+        Torchrun()  # there is nobody
 
 
 def torchrun(workers: int, *arguments: str, **environment: str):

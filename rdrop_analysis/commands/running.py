@@ -71,15 +71,20 @@ def _run(place: Place, checkpoints: Sequence[str], settings: dict[str, Any], *, 
         results = _results(place, checkpoints, settings, trust_code=trust_code, quiet=quiet)
     except PartDone:
         if place.team.leads and not quiet:
-            number, of = place.shard
-            click.echo(f"shard {number} of {of} is in {directory}: when all are done, rdrop-analyze merge {directory}")
+            _say_where_the_shard_is(place, directory)
         return 0
     except KeyboardInterrupt:
         _say_what_is_kept(place, directory)
         raise
-    results.save(directory, formats, clear=True)
+    try:
+        results.save(directory, formats, clear=True)
+    except KeyboardInterrupt:
+        _say_what_is_kept(place, directory)
+        raise
     failures = [failure.exit_code for failure in results.record.failures]
     show(results, directory, formats, quiet=quiet)
+    if INTERRUPTED in failures:
+        _say_what_is_kept(place, directory)
     return INTERRUPTED if INTERRUPTED in failures else next(iter(failures), 0)
 
 
@@ -102,8 +107,18 @@ def _results(
         )
 
 
-def _say_what_is_kept(place: Place, directory: Path) -> None:
-    from rdrop_analysis.journal import FOLDER
+def _say_where_the_shard_is(place: Place, directory: Path) -> None:
+    number, of = place.shard
+    where = f"is in {directory}" if _has_journals(directory) else "has no work items, of which there are fewer"
+    click.echo(f"shard {number} of {of} {where}: when all are done, rdrop-analyze merge {directory}")
 
-    if place.team.leads and (directory / FOLDER).is_dir():
+
+def _has_journals(directory: Path) -> bool:
+    from rdrop_analysis.journal import FOLDER, SUFFIX
+
+    return any((directory / FOLDER).glob(f"*/*{SUFFIX}"))
+
+
+def _say_what_is_kept(place: Place, directory: Path) -> None:
+    if place.team.leads and _has_journals(directory):
         place.say(f"what was finished is kept in {directory}: the same command goes on from it")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rdrop_analysis.errors import CheckpointError, UnsafeFileError
-from rdrop_analysis.files import printable, sha256_of
+from rdrop_analysis.files import check_name, printable, sha256_of
 from rdrop_analysis.loading.json_files import read_json
 from rdrop_analysis.loading.safe_io import read_tensors
 from rdrop_analysis.loading.sharded import INDEX_SUFFIX, read_shards
@@ -56,6 +56,7 @@ def read_stored(path: Path, *, trust_code: bool = False) -> Stored:
         CheckpointError: there is nothing that can be read.
         UnsafeFileError: reading it would run code.
     """
+    check_name(path, CheckpointError)
     weights = find_weights(path) if path.is_dir() else path
     content, files = _read(weights, trust_code=trust_code)
     config = weights.with_name(CONFIG)
