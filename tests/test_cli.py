@@ -288,6 +288,7 @@ def test_an_interrupt_keeps_what_was_finished(project):
     done = run("baseline.pt", "rdrop.pt", *COMMON, "--model", "net.py:interrupted_in_the_second")
     assert done.exit_code == 130
     assert "Traceback" not in done.output
+    assert "what was finished is kept in rdrop-report: the same command goes on from it\n" in done.output
     record = json.loads(Path("rdrop-report/results.json").read_text())
     assert [c["name"] for c in record["checkpoints"]] == ["baseline"]
 

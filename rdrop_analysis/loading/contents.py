@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rdrop_analysis.errors import RDropAnalysisError
-from rdrop_analysis.files import printable
+from rdrop_analysis.errors import CheckpointError, RDropAnalysisError
+from rdrop_analysis.files import check_name, printable
 from rdrop_analysis.loading.architectures import class_names, task_of, uncovered
 from rdrop_analysis.loading.descriptions import read_description
 from rdrop_analysis.loading.json_files import read_json
@@ -60,6 +60,7 @@ def inspect_checkpoint(path: Path) -> Contents:
     Raises:
         CheckpointError: it cannot be read or has no weights.
     """
+    check_name(path, CheckpointError)
     found = look_over(find_weights(path) if path.is_dir() else path)
     if found is not None:
         return Contents(path, digest(found.files), found.kind, found.description, {}, found.code, found.problem)
