@@ -39,6 +39,7 @@ class Column:
         proportion: whether the values are shares of hits, so that 0 and 1 are outcomes and not quantities.
         squared: whether the values are squares and the metric is the root of their mean.
         floor: the least value that the metric can truly have, which its interval respects.
+        crossed: whether random vectors that all examples share are in the values, whatever the masks are.
     """
 
     values: Floats
@@ -52,6 +53,7 @@ class Column:
     squared: bool = False
     proportion: bool = False
     floor: float = -np.inf
+    crossed: bool = False
 
     @property
     def finite(self) -> NDArray[np.bool_]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
 from torch import Tensor
 
 from rdrop_probes.block_sums import BlockSums, Totals
-from rdrop_probes.columns import Floats, State
+from rdrop_probes.columns import Column, ColumnSet, Floats, State
 from rdrop_probes.distributions import EvalBatch
 from rdrop_probes.jackknife import Jackknife, jackknives
-from rdrop_probes.probe import Outcome, SubModelProbe
+from rdrop_probes.probe import Outcome, Probe, SubModelProbe
 from rdrop_probes.records import ConvergencePoint
-from rdrop_probes.statistics import LEVEL, Spread, block_spread
+from rdrop_probes.statistics import LEVEL, Spread, block_spread, upper_bound
 
 
 class ConvergingProbe(SubModelProbe):
@@ -50,6 +51,11 @@ class ConvergingProbe(SubModelProbe):
         """With the sums over prefixes."""
         super().restore(state)
         self._convergence = {prefix["blocks"]: _PrefixSums.restored(prefix) for prefix in state["convergence"]}
+
+    def conclude(self, columns: Mapping[str, Column], probes: Mapping[str, Probe]) -> Outcome:
+        """R-Drop's constraint: the smallest eps for which mean EPKL <= eps holds with 95% confidence."""
+        bound = upper_bound(columns["epkl"], unit="nats", shared_masks=self.shared_masks)
+        return Outcome(ColumnSet(), metrics={"constraint_epsilon": bound})
 
     def outcome(self) -> Outcome:
         """Columns, and the convergence of EPKL in K."""

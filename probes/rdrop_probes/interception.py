@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdrop_probes.prefix import Player, Recorder
+from rdrop_probes.prefix import Player, Recorder, Run
 
 aten = torch.ops.aten
 
@@ -128,22 +128,26 @@ class DrawInterceptor(TorchDispatchMode):
             frozen = _frozen(func, args)
             self.froze |= frozen is not args
             args = frozen
+        return self.repeated(self.pass_through, func, args, kwargs)
+
+    def repeated(self, run: Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator whose result is the same in every pass, as `run` does it: once, before the first draw."""
         if self._tape is not None:
-            return self._taped(self._tape, func, args, kwargs)
-        return self.pass_through(func, args, kwargs)
+            return self._taped(self._tape, run, func, args, kwargs)
+        return run(func, args, kwargs)
 
     def pass_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator that draws nothing."""
         return func(*args, **kwargs)
 
-    def _taped(self, tape: Recorder | Player, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _taped(
+        self, tape: Recorder | Player, run: Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Before the first draw: note the operator, or hand out what was noted."""
-        if isinstance(tape, Recorder):
-            return tape(self.pass_through, func, args, kwargs)
-        if tape.done:
+        if isinstance(tape, Player) and tape.done:
             self._tape = None
-            return self.pass_through(func, args, kwargs)
-        return tape(self.pass_through, func, args, kwargs)
+            return run(func, args, kwargs)
+        return tape(run, func, args, kwargs)
 
     def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a random operator."""
@@ -153,7 +157,7 @@ class DrawInterceptor(TorchDispatchMode):
         if func is aten.native_dropout.default:
             return self._native_dropout(*args)
         kwargs = {name: None if name == "generator" else value for name, value in kwargs.items()}  # ours is used
-        prepared = _prepare(func, args, kwargs)
+        prepared = prepare(func, args, kwargs)
         if prepared is None:
             return self._other(func, args, kwargs)
         self._answer(str(func.overloadpacket.__name__), *prepared)
@@ -216,7 +220,7 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return named.get("train", named.get("training", True)) is not False
 
 
-def _prepare(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Keep, Fill] | None:
+def prepare(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Keep, Fill] | None:
     """Result tensor (its values still to be filled), keep probability and sampler; None for a rarer operator."""
     operator = func.overloadpacket.__name__
     if operator == "bernoulli_":

@@ -5,8 +5,9 @@ Each batch is a work item with probes of its own; the measurement is the merge o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rdrop_probes.batch import Batch, take
+from rdrop_probes.columns import State
 from rdrop_probes.discovery import find_sites
+from rdrop_probes.distributions import EvalBatch
 from rdrop_probes.divergences import agree
 from rdrop_probes.families import CATEGORICAL, Family
 from rdrop_probes.items import Item, Votes, Work
@@ -22,6 +25,8 @@ from rdrop_probes.measurement import Measurement
 from rdrop_probes.memory import SHARE_OF_GRADIENTS, Space
 from rdrop_probes.precision import Pilot, run_pilot
 from rdrop_probes.probe import Probe
+from rdrop_probes.repeats import Repeats
+from rdrop_probes.selection import Case, Selection
 from rdrop_probes.settings import Settings, effective
 from rdrop_probes.sharing import SharedGradients
 from rdrop_probes.sites import Forward, SilentSiteError, SiteKey, SitePlan
@@ -29,6 +34,7 @@ from rdrop_probes.state import flags, preserved
 from rdrop_probes.strategies import Choice, first_line
 from rdrop_probes.submodels import SubModels
 from rdrop_probes.summing import Summing
+from rdrop_probes.variant_runs import VariantRuns
 from rdrop_probes.weighing import GradientChoice
 
 SAMPLE = 256  # numbers of each output by which equal models are known
@@ -46,6 +52,7 @@ def measure(
     progress: Callable[[int], None] = lambda _: None,
     work: Work | None = None,
     pilot: Pilot | None = None,
+    selection: Selection | None = None,
 ) -> Measurement:
     """Measure `model` on `batches` (at least one); it is left exactly as it was found.
 
@@ -56,8 +63,10 @@ def measure(
         probes: classes of the probes to feed.
         settings: number of sub-models, seed, masks, strategy.
         family: what a row of the output stands for; a categorical distribution by default.
-        progress: called after each item that is measured here with its number of examples.
+        progress: called now and then with how many more examples are done: after each item that is measured here, and
+            within it where variants of its sub-models are run as well.
         pilot: with `settings.tolerance`, the examples by which the number of sub-models is chosen.
+        selection: the examples for probes that compute on some of them together, if there are such probes.
         work: which items are measured here and what becomes of them; by default all of them, in memory.
 
     Raises:
@@ -66,7 +75,7 @@ def measure(
         PartDone: the items were measured, and are merged elsewhere.
     """
     with preserved(model):
-        return _Pass(model, forward, probes, settings, family, work or Work(), pilot).run(batches, progress)
+        return _Pass(model, forward, probes, settings, family, work or Work(), pilot, selection).run(batches, progress)
 
 
 class _Pass:
@@ -81,6 +90,7 @@ class _Pass:
         family: Family,
         work: Work,
         pilot: Pilot | None,
+        selection: Selection | None,
     ) -> None:
         self._model = model
         self._forward = forward
@@ -89,6 +99,8 @@ class _Pass:
         self._family = family
         self._work = work
         self._pilot = pilot
+        self._selection = selection
+        self._computed: dict[str, State] = {}
         self._space = Space()
         self._foreseen: float | None = None
         self._findings: dict[str, str] = {}
@@ -102,8 +114,7 @@ class _Pass:
         self._plan_for(first)
         for batch in chain([first], rest):
             if self._work.wants(batch.start):
-                self._work.put(self._item(batch))
-                progress(batch.n)
+                self._work.put(self._item(batch, progress))
         return self._measurement(self._merged())
 
     def _plan_for(self, batch: Batch) -> None:
@@ -135,7 +146,21 @@ class _Pass:
         )
         self._check_eval(run)
         self._choose_strategy(batch)
+        self._variants = VariantRuns(self._model, self._plan, self._sub_models, settings, self._family, self._space)
+        self._variants.choose(batch, self._started(), self._work)
         self._choose_gradients(batch)
+        self._compute_together()
+        if any(kind.wants_repeats for kind in self._kinds):
+            self._repeats = Repeats(self._model, self._forward, self._plan, batch, settings.precision)
+
+    def _compute_together(self) -> None:
+        """Let probes compute on the examples selected, once for all workers."""
+        if self._selection is None:
+            return
+        case = Case(self._model, self._forward, self._plan, self._selection, self._settings.seed, self._family)
+        for kind in self._kinds:
+            if kind.together:
+                self._computed[kind.name] = self._work.decide(f"computed.{kind.name}", partial(kind.compute, case))
 
     def _choose_sub_models(self) -> None:
         """Decide by a pilot how many sub-models make the interval as tight as asked."""
@@ -213,15 +238,23 @@ class _Pass:
         outputs += [chunk.logits for chunk in passes.logits(few, n, batch.start)]
         return [float(value) for output in outputs for value in _spread(output)]
 
-    def _fresh(self) -> list[Probe]:
-        """Probes that have been fed nothing."""
+    def _started(self) -> list[Probe]:
+        """Probes that know the sites."""
         probes = [kind() for kind in self._kinds]
         for probe in probes:
             probe.start(self._plan, shared_masks=self._settings.masks == "shared")
         return probes
 
-    def _item(self, batch: Batch) -> Item:
+    def _fresh(self) -> list[Probe]:
+        """Probes that have been fed nothing, and know the sites and the variants."""
+        probes = self._started()
+        for probe in probes:
+            self._variants.wanted(probe)
+        return probes
+
+    def _item(self, batch: Batch, progress: Callable[[int], None]) -> Item:
         """Measure one batch."""
+        steps = _steps(batch.n, 1 + self._variants.count)
         item = Item(batch.start, batch.n, self._fresh())
         summing = Summing(
             batch,
@@ -242,10 +275,25 @@ class _Pass:
             if votes is not None:
                 item.votes.append(Votes.of(votes))
         self._feed_gradients(item, batch, outputs)
+        progress(next(steps))
+        for _ in self._variants.feed(batch, outputs, item.probes):
+            progress(next(steps))
+        self._repeat(item, batch, outputs)
         item.ran = bool(summing.terms) and self._plan.stochastic
         item.buffers = set(self._sub_models.changed_buffers)
         item.fired = set(self._sub_models.fired)
         return item
+
+    def _repeat(self, item: Item, batch: Batch, outputs: Tensor) -> None:
+        """Eval passes in other ways, for the probes that take them."""
+        takers = [probe for probe in item.probes if probe.wants_repeats]
+        if not takers:
+            return
+        owners = None if batch.owners is None else batch.owners.to(outputs.device)
+        n = None if owners is None else batch.n
+        seen = EvalBatch(batch.start, batch.inputs, outputs, owners=owners, n=n, family=self._family)
+        for probe in takers:
+            probe.update_repeats(self._repeats, seen, batch)
 
     def _check_silent(self, batch: Batch) -> None:
         """No batch may draw where the first did not: a branch may depend on the data."""
@@ -273,6 +321,9 @@ class _Pass:
         merged = Item(0, 0, self._fresh())
         for item in self._work.items(self._fresh):
             merged.merge(item)
+        for probe in merged.probes:
+            if probe.name in self._computed:
+                probe.take(self._computed[probe.name])
         return merged
 
     def _measurement(self, found: Item) -> Measurement:
@@ -306,6 +357,11 @@ class _Pass:
         how = str(self._sub_models.choice or self._settings.strategy) if self._plan.stochastic else "eval pass only"
         precision = self._settings.precision
         return how if precision is None else f"{how}; passes in {precision}"
+
+
+def _steps(n: int, parts: int) -> Iterator[int]:
+    """The numbers in which n examples are done in so many parts."""
+    return (n * (part + 1) // parts - n * part // parts for part in range(parts))
 
 
 def _takers(probes: Sequence[Probe]) -> list[Probe]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from rdrop_probes.columns import Column
 from rdrop_probes.items import Numbers, Votes
-from rdrop_probes.probe import Probe
+from rdrop_probes.probe import Outcome, Probe
+from rdrop_probes.records import Metric
 from rdrop_probes.sites import SitePlan
 
 ROUNDING = 1e-6  # below which a divergence of a model without dropout is rounding, of single precision at worst
@@ -22,6 +23,7 @@ class Measurement:
 
     Attributes:
         plan: its sites. columns, units: by metric. tables: fields of `CheckpointResult`. findings: by code.
+        metrics: those that are not the mean of a column.
         strategy: how sub-models were run. shared_masks: whether all examples had the same masks.
         sub_models: how many were run. foreseen: half the interval of the mean EPKL over masks, relative to it, that a
             pilot foretold for them; None without a pilot. rows: how many rows (examples, tokens, labels) count.
@@ -34,6 +36,7 @@ class Measurement:
     units: dict[str, str] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
     findings: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
     strategy: str = ""
     shared_masks: bool = False
     sub_models: int = 0
@@ -45,15 +48,15 @@ class Measurement:
     def collect(self, probes: Sequence[Probe]) -> None:
         """Take over what the probes kept; without dropout, what differs by rounding differs by 0."""
         for probe in probes:
-            outcome = probe.outcome()
-            self.columns |= outcome.columns.columns
-            self.tables |= outcome.tables
-            self.findings |= outcome.findings
+            self._take(probe.outcome())
             self.units |= probe.units
         if not self.plan.stochastic:
             _round_to_zero(self.columns)
         for probe in probes:
             self.columns |= probe.derive(self.columns)
+        named = {probe.name: probe for probe in probes}
+        for probe in probes:
+            self._take(probe.conclude(self.columns, named))
 
     def take_votes(self, predictions: Sequence[Numbers], votes: Sequence[Votes]) -> None:
         """Take over predictions and votes, which came in pieces."""
@@ -63,6 +66,12 @@ class Measurement:
             self.votes = Votes(
                 np.concatenate([piece.classes for piece in votes]), np.concatenate([piece.counts for piece in votes])
             )
+
+    def _take(self, outcome: Outcome) -> None:
+        self.columns |= outcome.columns.columns
+        self.tables |= outcome.tables
+        self.findings |= outcome.findings
+        self.metrics |= outcome.metrics
 
 
 def _round_to_zero(columns: dict[str, Column]) -> None:

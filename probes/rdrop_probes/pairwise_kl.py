@@ -20,11 +20,16 @@ class PairwiseKL(ConvergingProbe):
     sum_{i != j} KL_ij = K sum_k <p_k, r_k> - <sum_k p_k, sum_k r_k>. MI = H(mean p) - mean H(p_k) (BALD,
     Houlsby et al. 2011) = mean <p_k, r_k> - <mean p, log mean p - log p_0> and RMI = mean KL(mean p || p_k) (Malinin
     and Gales 2021) are jackknifed; before that, MI + RMI = (K - 1) / K EPKL exactly. In nats, per example. A slightly
-    negative estimate is noise.
+    negative estimate is noise. `constraint_epsilon` is what the mean EPKL stays below with 95% confidence.
     """
 
     name = "pairwise_kl"
-    units: ClassVar = {"epkl": "nats", "mutual_information": "nats", "reverse_mutual_information": "nats"}
+    units: ClassVar = {
+        "epkl": "nats",
+        "constraint_epsilon": "nats",
+        "mutual_information": "nats",
+        "reverse_mutual_information": "nats",
+    }
     terms = (probability, log_ratio, self_product)
     bias_corrected = frozenset({"mutual_information", "reverse_mutual_information"})
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from rdrop_probes.batch import take
 from rdrop_probes.interception import DrawInterceptor, ModulePaths
 from rdrop_probes.masks import EVAL_STREAM, Layout, Masks, Sampler
-from rdrop_probes.prefix import EndOfPrefix, Player, Prefix, Recorder
+from rdrop_probes.prefix import EndOfPrefix, Player, Prefix, Recorder, Run
 from rdrop_probes.sites import Forward, SiteKey, SitePlan
 from rdrop_probes.state import Buffers, flags, seed_foreign
+from rdrop_probes.variants import Drawing, VariantInterceptor, rates_set
 
 logger = logging.getLogger(__name__)
 
@@ -92,18 +93,32 @@ class Passes:
         plan: its sites.
         seed: all masks follow from it.
         masks: "per-example", as in training, or "shared" by all examples.
+        drawing: which sites draw, and how, in sub-models; None for all of them as they are.
+        buffers: the model's, where others hold them already.
     """
 
-    def __init__(self, model: nn.Module, forward: Forward, plan: SitePlan, *, seed: int, masks: Masks) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        plan: SitePlan,
+        *,
+        seed: int,
+        masks: Masks,
+        drawing: Drawing | None = None,
+        buffers: Buffers | None = None,
+    ) -> None:
         self.fired: set[SiteKey] = set()
-        self.buffers = Buffers(model)
+        self.buffers = buffers or Buffers(model)
         self.replay = False
         self.replayable = plan.stochastic and not (plan.erratic or plan.uncontrolled)
         self._model = model
         self._forward = forward
         self._plan = plan
         self._seed = seed
+        self._masks: Masks = masks
         self._shared = masks == "shared"
+        self._drawing = drawing
         self._paths = ModulePaths(model)
         self._own = [t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values())]
         self._examples: Examples | None = None
@@ -115,6 +130,18 @@ class Passes:
         self._drawn: set[SiteKey] = set()
         self._weigh = False
         self._suffix = Suffix()
+
+    def under(self, drawing: Drawing) -> Passes:
+        """Passes of the same model in which sub-models draw in another way, under the same masks."""
+        return Passes(
+            self._model,
+            self._forward,
+            self._plan,
+            seed=self._seed,
+            masks=self._masks,
+            drawing=drawing,
+            buffers=self.buffers,
+        )
 
     def eval_model(self, examples: Examples) -> Tensor:
         """Logits [N, ..., C] with dropout off."""
@@ -233,10 +260,9 @@ class Passes:
         inputs = given.inputs
         seed_foreign(self._seed, 0 if self._shared else examples.start, sub_models[0])  # for layers dropped by Python
         places = torch.arange(len(sub_models))
-        interceptor = (_Weighing if self._weigh else DrawInterceptor)(self._paths, sampler, tape)
-        modules = {"": self._plan.eval_modules, "sites": self._plan.modules, "all": self._plan.train_modules}[training]
+        interceptor = self._interceptor(sampler, tape, training)
         try:
-            with self._context(interceptor, modules):
+            with self._context(interceptor, self._modules(training)):
                 logits = _vmap(lambda: self._forward(inputs), places) if layout == "vmap" else self._forward(inputs)
         finally:
             given.restore()
@@ -246,6 +272,19 @@ class Passes:
         if isinstance(interceptor, _Weighing):
             self._suffix = Suffix(interceptor.largest, interceptor.operators)
         return logits
+
+    def _modules(self, training: Training) -> frozenset[nn.Module]:
+        """The modules that are in training mode."""
+        if training == "":
+            return self._plan.eval_modules
+        if training == "all":
+            return self._plan.train_modules
+        return self._plan.modules if self._drawing is None else self._drawing.modules
+
+    def _interceptor(self, sampler: Sampler, tape: Tape, training: Training) -> DrawInterceptor:
+        if self._drawing is not None and training == "sites":
+            return VariantInterceptor(self._paths, sampler, tape, self._plan.sites, self._drawing)
+        return (_Weighing if self._weigh else DrawInterceptor)(self._paths, sampler, tape)
 
     def _sampler(self, examples: Examples, layout: Layout, sub_models: Sequence[int]) -> Sampler:
         return Sampler(
@@ -263,6 +302,8 @@ class Passes:
         with ExitStack() as stack:
             stack.callback(self.buffers.restore)
             stack.enter_context(flags(self._model, training))
+            if self._drawing is not None:
+                stack.enter_context(rates_set(training, self._drawing.rate))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._paths.tracked())
             stack.enter_context(interceptor)
@@ -275,9 +316,11 @@ class _Weighing(DrawInterceptor):
     largest = 1
     operators = 0
 
-    def _taped(self, tape: Recorder | Player, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _taped(
+        self, tape: Recorder | Player, run: Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         self.operators += 1  # to hand out what was noted takes time as well
-        return super()._taped(tape, func, args, kwargs)
+        return super()._taped(tape, run, func, args, kwargs)
 
     def pass_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and weigh what it gives."""

@@ -14,7 +14,7 @@ from rdrop_probes.gradients import GradientPass, Row, squares
 from rdrop_probes.probe import GradientFold, Outcome, Probe
 from rdrop_probes.records import SitePrediction
 from rdrop_probes.sampling import RunningMean, Sampled, sampling_findings, standard_error
-from rdrop_probes.sites import SiteKey, SitePlan
+from rdrop_probes.sites import SiteKey, SitePlan, label
 from rdrop_probes.statistics import metric, ratio_column
 
 NAMED = 3  # sites for each reason why they are not predicted
@@ -38,10 +38,10 @@ class Prediction(Probe):
     def __init__(self) -> None:
         super().__init__()
         self.sampling = ColumnSet()
-        self._by_site = ColumnSet()
+        self.by_site = ColumnSet()
         self._site_sampling = ColumnSet()
         self._sampled = ""
-        self._unpredictable: dict[SiteKey, str] = {}
+        self.unpredictable: dict[SiteKey, str] = {}
         self._plan: SitePlan | None = None
 
     def start(self, plan: SitePlan, *, shared_masks: bool) -> None:
@@ -51,16 +51,16 @@ class Prediction(Probe):
 
     def fold(self, gradients: GradientPass) -> GradientFold:
         """Take the rows with respect to masks."""
-        self._unpredictable |= gradients.unpredictable
+        self.unpredictable |= gradients.unpredictable
         self._sampled = self._sampled or gradients.sampled
         return _Fold(self, gradients)
 
     def keep(self, by_site: Mapping[SiteKey, Sampled], total: Sampled, weights: Tensor | None) -> None:
         """Keep 2 R_site [N] of one batch by site, and their sum: means over `weights` rows."""
         for key, found in by_site.items():
-            self._by_site.add(_label(key), plain(found.values, weights=weights, floor=0.0))
+            self.by_site.add(label(key), plain(found.values, weights=weights, floor=0.0))
             if self._sampled:
-                self._site_sampling.add(_label(key), plain(found.variance, weights=weights))
+                self._site_sampling.add(label(key), plain(found.variance, weights=weights))
         if by_site or not (self._plan and self._plan.stochastic):  # where nothing is predicted, 0 would be a lie
             self.kept.add("predicted_epkl", plain(total.values, weights=weights, floor=0.0))
             if self._sampled:
@@ -70,38 +70,38 @@ class Prediction(Probe):
         """The drop probability of a predicted site."""
         rate = self._plan.sites[key].rate if self._plan else None
         if rate is None:
-            raise RuntimeError(f"site {_label(key)} has no rate")
+            raise RuntimeError(f"site {label(key)} has no rate")
         return rate
 
     def merge(self, other: Prediction) -> None:
         """Append another worker's examples."""
         super().merge(other)
         self.sampling.merge(other.sampling)
-        self._by_site.merge(other._by_site)
+        self.by_site.merge(other.by_site)
         self._site_sampling.merge(other._site_sampling)
-        self._unpredictable |= other._unpredictable
+        self.unpredictable |= other.unpredictable
         self._sampled = self._sampled or other._sampled
 
     def state(self) -> State:
         """What is kept, as plain data."""
-        sets = {"sampling": self.sampling, "by_site": self._by_site, "site_sampling": self._site_sampling}
+        sets = {"sampling": self.sampling, "by_site": self.by_site, "site_sampling": self._site_sampling}
         own = {name: columns.state() for name, columns in sets.items()} | {"sampled": self._sampled}
-        reasons = [[*key, reason] for key, reason in self._unpredictable.items()]
+        reasons = [[*key, reason] for key, reason in self.unpredictable.items()]
         return super().state() | own | {"unpredictable": reasons}
 
     def restore(self, state: State) -> None:
         """Take back what :meth:`state` gave."""
         super().restore(state)
-        self.sampling, self._by_site, self._site_sampling = (
+        self.sampling, self.by_site, self._site_sampling = (
             ColumnSet.restored(state[name]) for name in ("sampling", "by_site", "site_sampling")
         )
         self._sampled = state["sampled"]
-        self._unpredictable = {(path, ordinal): reason for path, ordinal, reason in state["unpredictable"]}
+        self.unpredictable = {(path, ordinal): reason for path, ordinal, reason in state["unpredictable"]}
 
     def derive(self, columns: Mapping[str, Column]) -> dict[str, Column]:
         """Measured over predicted, where every site is predicted."""
         hidden = self._plan is not None and (self._plan.erratic or self._plan.uncontrolled)
-        if self._unpredictable or hidden or "epkl" not in columns or "predicted_epkl" not in columns:
+        if self.unpredictable or hidden or "epkl" not in columns or "predicted_epkl" not in columns:
             return {}
         ratio = ratio_column(columns["epkl"], columns["predicted_epkl"])
         return {} if ratio is None else {"epkl_over_predicted": ratio}
@@ -113,20 +113,20 @@ class Prediction(Probe):
         total = 0.0 if predicted is None or not predicted.finite.any() else float(np.nanmean(predicted.values))
         lines = [self._line(key, total) for key in (self._plan.sites if self._plan else ())]
         findings = {}
-        if self._unpredictable:
-            findings["not_predicted"] = f"predicted EPKL leaves out {_left_out(self._unpredictable)}"
+        if self.unpredictable:
+            findings["not_predicted"] = f"predicted EPKL leaves out {left_out(self.unpredictable)}"
         findings |= sampling_findings(self._sampled, "sampled_predictions", self.sampling, self.kept)
         return Outcome(self.kept, {"site_predictions": lines}, findings)
 
     def _line(self, key: SiteKey, total: float) -> SitePrediction:
-        label = _label(key)
-        if label not in self._by_site.columns:
-            return SitePrediction(site=label, predicted=None, reason=self._unpredictable.get(key, "not measured"))
-        found = metric(self._by_site.columns[label], unit="nats", shared_masks=False)
+        name = label(key)
+        if name not in self.by_site.columns:
+            return SitePrediction(site=name, predicted=None, reason=self.unpredictable.get(key, "not measured"))
+        found = metric(self.by_site.columns[name], unit="nats", shared_masks=False)
         share = found.estimate / total if found.estimate is not None and total > 0 else None
-        error = standard_error(self._site_sampling.columns[label]) if label in self._site_sampling.columns else None
+        error = standard_error(self._site_sampling.columns[name]) if name in self._site_sampling.columns else None
         return SitePrediction(
-            site=label, predicted=found.estimate, low=found.low, high=found.high, share=share, sampling_error=error
+            site=name, predicted=found.estimate, low=found.low, high=found.high, share=share, sampling_error=error
         )
 
 
@@ -156,15 +156,10 @@ class _Fold(GradientFold):
         self._probe.keep(by_site, self._total.total().over(weights), weights)
 
 
-def _label(key: SiteKey) -> str:
-    path, ordinal = key
-    return (path or "(root)") + (f"#{ordinal}" if ordinal else "")
-
-
-def _left_out(reasons: Mapping[SiteKey, str]) -> str:
+def left_out(reasons: Mapping[SiteKey, str]) -> str:
     """How many sites, with the reasons and the first sites of each."""
     by_reason: dict[str, list[str]] = {}
     for key, why in reasons.items():
-        by_reason.setdefault(why, []).append(_label(key))
+        by_reason.setdefault(why, []).append(label(key))
     parts = (f"{', '.join(sites[:NAMED])}{', ...' * (len(sites) > NAMED)}: {why}" for why, sites in by_reason.items())
     return f"{len(reasons)} site(s): {'; '.join(parts)}"

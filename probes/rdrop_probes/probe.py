@@ -6,13 +6,14 @@ A third party adds one with an entry point in the group `rdrop_analysis.probes` 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor
 
+from rdrop_probes.batch import Batch
 from rdrop_probes.block_sums import BlockSums, Totals
 from rdrop_probes.by_example import ByExample
 from rdrop_probes.columns import Column, ColumnSet, State, as_floats, plain
@@ -20,7 +21,13 @@ from rdrop_probes.distributions import EvalBatch, Term
 from rdrop_probes.families import FamilyName
 from rdrop_probes.gradients import GradientPass, Row
 from rdrop_probes.jackknife import Jackknife, jackknives
+from rdrop_probes.records import Metric
+from rdrop_probes.repeats import Repeats
+from rdrop_probes.selection import Case
+from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SitePlan
+from rdrop_probes.switches import Switches
+from rdrop_probes.variants import Variant
 
 
 @dataclass
@@ -30,11 +37,13 @@ class Outcome:
     Attributes:
         columns: evidence by metric name. tables: fields of `CheckpointResult` by name.
         findings: what the reader has to know, message by code.
+        metrics: by name, those that are not the mean of a column.
     """
 
     columns: ColumnSet
     tables: dict[str, Any] = field(default_factory=dict)
     findings: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
 
 
 class GradientFold(ABC):
@@ -62,6 +71,11 @@ class Probe(ABC):
         needs_labels: without labels the probe does not run.
         needs_input_gradients, needs_site_gradients: gradient passes of the eval model to be shared with it.
         families: what the rows of the model's output may stand for.
+        on_request: whether it runs only where it is named. companions: names of the probes that then run beside it.
+        packages: modules that it needs beyond the usual ones, and what to install for each.
+        together: how many examples from all over the data it computes on together, before the pass, at most.
+        wants_variants: whether it asks for passes of :meth:`variants` as well.
+        wants_repeats: whether it asks for eval passes in other ways.
     """
 
     name: ClassVar[str]
@@ -71,6 +85,12 @@ class Probe(ABC):
     needs_input_gradients: ClassVar[bool] = False
     needs_site_gradients: ClassVar[bool] = False
     families: ClassVar[tuple[FamilyName, ...]] = ("categorical",)
+    on_request: ClassVar[bool] = False
+    packages: ClassVar[Mapping[str, str]] = {}
+    together: ClassVar[int] = 0
+    companions: ClassVar[tuple[str, ...]] = ()
+    wants_variants: ClassVar[bool] = False
+    wants_repeats: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.kept = ColumnSet()
@@ -84,8 +104,26 @@ class Probe(ABC):
         """Learn the sites before the first batch, and whether examples share their masks."""
         self.shared_masks = shared_masks
 
+    @classmethod
+    def compute(cls, case: Case) -> State:
+        """What there is to compute on the examples selected, once for all workers, as plain data."""
+        raise NotImplementedError(f"{cls.__name__} asks for examples and does nothing with them")
+
+    def take(self, found: State) -> None:  # noqa: B027 - optional hook
+        """Take what was computed, once the data are through."""
+
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:  # noqa: B027 - optional hook
         """Take one batch, or the next group of its rows, with the sums over its sub-models."""
+
+    def variants(self, switches: Switches, settings: Settings) -> Sequence[Variant]:
+        """The variants of sub-models that it wants to be run as well; called once, after :meth:`start`."""
+        return ()
+
+    def update_variant(self, variant: Variant, batch: EvalBatch, sums: BlockSums) -> None:  # noqa: B027 - optional hook
+        """Take one batch, or the next group of its rows, with the same terms summed over a variant's sub-models."""
+
+    def update_repeats(self, repeats: Repeats, batch: EvalBatch, examples: Batch) -> None:  # noqa: B027 - optional hook
+        """Take eval passes over some examples in other ways; `batch` has their rows as the eval model sees them."""
 
     def fold(self, gradients: GradientPass) -> GradientFold | None:
         """What takes the gradients of one batch; None if the probe cannot use them."""
@@ -94,6 +132,10 @@ class Probe(ABC):
     def derive(self, columns: Mapping[str, Column]) -> dict[str, Column]:
         """Further columns from those of all probes, once the data are through."""
         return {}
+
+    def conclude(self, columns: Mapping[str, Column], probes: Mapping[str, Probe]) -> Outcome:
+        """What follows from the columns of all probes, and from what the others kept, by name; at the very end."""
+        return Outcome(ColumnSet())
 
     def merge(self, other: Self) -> None:
         """Take over what the same probe kept of another work item, whose examples follow the own."""

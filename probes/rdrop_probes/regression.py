@@ -25,7 +25,7 @@ class GaussianPairwise(ConvergingProbe):
     """
 
     name = "pairwise_kl"
-    units: ClassVar = {"epkl": "nats", "pairwise_mse": "target²"}
+    units: ClassVar = {"epkl": "nats", "constraint_epsilon": "nats", "pairwise_mse": "target²"}
     terms = (logit_shift, logit_shift_square)
     families = ("gaussian",)
 

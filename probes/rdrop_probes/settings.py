@@ -18,7 +18,7 @@ class Settings:
 
     With a `tolerance` a pilot chooses K, so that the interval over masks of the mean EPKL is within it, relative to
     the mean. `memory` is what a run may take in bytes (None: what there is), `precision` what passes compute in (None:
-    as the checkpoint is).
+    as the checkpoint is). `dropout` are rates at inference that sub-models are drawn at as well.
     """
 
     sub_models: int = 32
@@ -29,6 +29,7 @@ class Settings:
     tolerance: float | None = None
     memory: int | None = None
     precision: Precision | None = None
+    dropout: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.sub_models < 2:
@@ -37,6 +38,8 @@ class Settings:
             raise ValueError(f"a tolerance of {self.tolerance} makes no sense: 0.05 stands for 5% of the mean EPKL")
         if self.memory is not None and self.memory < LEAST_MEMORY:
             raise ValueError(f"{self.memory} bytes of memory are too few: take at least {LEAST_MEMORY // 2**20} MiB")
+        if wrong := [rate for rate in self.dropout or () if not 0 < rate < 1]:
+            raise ValueError(f"a dropout rate of {wrong[0]} makes no sub-models: it has to lie between 0 and 1")
 
 
 def effective(settings: Settings, plan: SitePlan, findings: dict[str, str]) -> Settings:

@@ -89,5 +89,11 @@ class SitePlan:
         return [site for site in self.sites.values() if site.batch_dim is None]
 
 
+def label(key: SiteKey) -> str:
+    """What a site is called where it is shown."""
+    path, ordinal = key
+    return (path or "(root)") + (f"#{ordinal}" if ordinal else "")
+
+
 class SilentSiteError(RuntimeError):
     """A site that train mode has did not draw: measuring would report a false consistency."""

@@ -43,6 +43,7 @@ def metric(column: Column, *, unit: str, shared_masks: bool, level: float = LEVE
 
     The mean is over rows, the sample is the examples.
     """
+    shared_masks |= column.crossed
     sure = column.proportion and column.weights is not None and _all_alike(column)
     column = column.linearised()
     values = column.values[column.finite]
@@ -68,6 +69,12 @@ def metric(column: Column, *, unit: str, shared_masks: bool, level: float = LEVE
     )
 
 
+def upper_bound(column: Column, *, unit: str, shared_masks: bool, level: float = LEVEL) -> Metric:
+    """The least number that the mean of a column stays below with confidence `level`: a one-sided Student's bound."""
+    found = metric(column, unit=unit, shared_masks=shared_masks, level=2 * level - 1)
+    return Metric(estimate=found.high, level=level, unit=unit, n=found.n)
+
+
 def compare(
     name: str,
     reference: tuple[str, Column],
@@ -87,6 +94,8 @@ def compare(
     (ref_name, ref), (cand_name, cand) = reference, candidate
     if len(ref.values) != len(cand.values):
         raise ValueError(f"{name}: {len(ref.values)} and {len(cand.values)} examples cannot be paired")
+    vectors = ref.crossed or cand.crossed
+    shared_masks |= vectors
     ref, cand = paired(ref, cand)
     both = ref.finite & cand.finite
     a, b = ref.values[both], cand.values[both]
@@ -98,6 +107,7 @@ def compare(
     proportions = ref.proportion and cand.proportion
     if half == 0 and proportions:
         half = _never_seen(len(a), level)
+    shared = "random vectors" if vectors else "sub-models"
     bound = 1.0 if proportions else np.inf  # no share differs by more than 1
     ratio, ratio_low, ratio_high = _ratio(a, b, (ref, cand) if shared_masks else None, level, df)
     return Comparison(
@@ -112,11 +122,19 @@ def compare(
         ratio_high=ratio_high,
         p_value=_p_value(difference, spread, len(a)),
         p_adjusted=None,
-        test="paired t test" if blocks is None else "t test crossed over examples and sub-models",
+        test="paired t test" if blocks is None else f"t test crossed over examples and {shared}",
         level=level,
         unit=f"{unit}²" if ref.squared else unit,
         n=len(a),
+        effect_size=_standardised(b - a),
     )
+
+
+def _standardised(differences: Floats) -> float | None:
+    """Mean difference in standard deviations of the differences; None where these do not vary."""
+    if len(differences) < 2 or not (scale := float(differences.std(ddof=1))):
+        return None
+    return float(differences.mean()) / scale
 
 
 def paired(ref: Column, cand: Column) -> tuple[Column, Column]:

@@ -107,7 +107,7 @@ def _fastest(passes: Passes, examples: Examples, wanted: Strategy, chunk: int, c
         if wanted not in ("auto", name) or (wanted == "auto" and own_prefix > min(seconds.values())):
             continue
         way = partial(run, examples, range(tried))
-        if problem := _problem(name, way, expected):
+        if problem := problem_with(name, way, expected):
             problems[name] = problem
         else:
             seconds[name] = min(_time(way, examples) for _ in range(2)) / tried + own_prefix
@@ -128,7 +128,7 @@ def _prefix_seconds(passes: Passes, examples: Examples, suffix: float) -> float:
     return max(0.0, _time(lambda: passes.one(examples, 0), examples) - suffix)
 
 
-def _problem(name: str, run: Callable[[], Tensor], expected: list[Tensor]) -> str:
+def problem_with(name: str, run: Callable[[], Tensor], expected: list[Tensor]) -> str:
     """Why a strategy does not do; empty if it does."""
     try:
         found = run()

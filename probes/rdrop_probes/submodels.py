@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,6 +86,23 @@ class SubModels:
                 chunk=self._chunk,
             )
         return self.choice
+
+    @property
+    def passes(self) -> Passes:
+        """Single passes of the model."""
+        return self._passes
+
+    def under(self, passes: Passes, choice: Choice) -> SubModels:
+        """As many sub-models, by other passes, run in a way of their own."""
+        other = copy.copy(self)
+        other._passes, other._last = passes, None
+        other.choice = choice
+        return other
+
+    def forget(self) -> None:
+        """Let go of what is held of the last batch."""
+        self._passes.forget()
+        self._last = None
 
     def eval_logits(self, inputs: Any, n: int, start: int) -> Tensor:
         """Logits [N, ..., C] of the eval model (dropout off) on `n` examples, of which the first is number `start`."""

@@ -269,7 +269,7 @@ class Detached(nn.Sequential):
 def test_a_model_without_a_derivative_loses_the_gradient_probes_only(measured):
     found = measured(Detached(), torch.randn(20, 6), [PairwiseKL, Jacobian, Prediction], sub_models=4)
     assert "jacobian, prediction left out" in found.findings["gradients_unavailable"]
-    assert set(found.columns) == set(PairwiseKL.units)
+    assert {*found.columns, *found.metrics} == set(PairwiseKL.units)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.2])
@@ -414,7 +414,7 @@ def test_an_error_without_words_in_the_backward_pass_loses_no_more_than_its_prob
     model = Written(lambda m, x: Wordless.apply(m.head(m.drop(m.body(x)))), drop=nn.Dropout(0.3))
     found = measured(model, torch.randn(20, 5), [PairwiseKL, Jacobian], sub_models=4, strategy="loop")
     assert found.findings["gradients_unavailable"] == "jacobian left out: NotImplementedError"
-    assert set(found.columns) == set(PairwiseKL.units)
+    assert {*found.columns, *found.metrics} == set(PairwiseKL.units)
 
 
 class Refuses(nn.Module):

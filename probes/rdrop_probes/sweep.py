@@ -1,0 +1,132 @@
+"""The theory check over dropout rates: EPKL measured and predicted with every dropout at another rate at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rdrop_probes.block_sums import BlockSums
+from rdrop_probes.by_example import ByExample
+from rdrop_probes.columns import Column, ColumnSet, State
+from rdrop_probes.convergence import ConvergingProbe
+from rdrop_probes.distributions import EvalBatch, Term
+from rdrop_probes.jackknife import jackknives
+from rdrop_probes.pairwise_kl import PairwiseKL
+from rdrop_probes.prediction import Prediction, left_out
+from rdrop_probes.probe import Outcome, Probe
+from rdrop_probes.records import Metric, SweepPoint
+from rdrop_probes.regression import GaussianPairwise
+from rdrop_probes.settings import Settings
+from rdrop_probes.sites import SiteKey, SitePlan, label
+from rdrop_probes.statistics import metric, ratio_column
+from rdrop_probes.switches import Switches
+from rdrop_probes.variants import Variant
+
+
+class Sweep(Probe):
+    """EPKL with every dropout at each of the rates of `Settings.dropout`, on the same examples and mask seeds.
+
+    The prediction follows from the one at the trained rates q: R_site(r) = R_site(q) [r / (1 - r)] / [q / (1 - q)].
+    Noise that is no dropout, and dropout at rate 1, stay as they are.
+    """
+
+    name = "sweep"
+    units: ClassVar = {}
+    terms: ClassVar[tuple[Term, ...]] = PairwiseKL.terms
+    on_request = True
+    companions = ("pairwise_kl", "prediction")
+    wants_variants = True
+    pairwise: ClassVar[type[ConvergingProbe]] = PairwiseKL
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_rate = ColumnSet()
+        self._epkl = self.pairwise().epkl
+        self._examples = ByExample()
+        self._rates: dict[str, float] = {}
+        self._plan: SitePlan | None = None
+        self._reasons: dict[SiteKey, str] = {}
+
+    def start(self, plan: SitePlan, *, shared_masks: bool) -> None:
+        """Remember the rates of the sites."""
+        super().start(plan, shared_masks=shared_masks)
+        self._plan = plan
+
+    def variants(self, switches: Switches, settings: Settings) -> Sequence[Variant]:
+        """One a rate, if every dropout can draw at it."""
+        self._rates = {f"rate {rate!r}": rate for rate in settings.dropout or ()}
+        found = [Variant(name, rate=rate) for name, rate in self._rates.items()]
+        self._reasons = switches.unrated if found else {}
+        return [] if self._reasons else found
+
+    def update_variant(self, variant: Variant, batch: EvalBatch, sums: BlockSums) -> None:
+        """Keep the EPKL at a rate, once the last of a batch's rows are in."""
+        for jackknife in jackknives(self._epkl, batch, sums, self._examples).values():
+            column = jackknife.column(corrected=False)
+            column.floor = 0.0
+            self._by_rate.add(variant.name, column)
+
+    def merge(self, other: Sweep) -> None:
+        """Append another worker's examples."""
+        super().merge(other)
+        self._by_rate.merge(other._by_rate)
+
+    def state(self) -> State:
+        """With the columns of rates."""
+        return super().state() | {"rates": self._by_rate.state()}
+
+    def restore(self, state: State) -> None:
+        """With the columns of rates."""
+        super().restore(state)
+        self._by_rate = ColumnSet.restored(state["rates"])
+
+    def outcome(self) -> Outcome:
+        """What stands in the way of it, if anything does."""
+        if not self._reasons:
+            return Outcome(self.kept)
+        return Outcome(self.kept, findings={"not_swept": f"dropout rates are not swept, for {left_out(self._reasons)}"})
+
+    def conclude(self, columns: Mapping[str, Column], probes: Mapping[str, Probe]) -> Outcome:
+        """A point a rate."""
+        prediction = probes.get(Prediction.name)
+        found = self._by_rate.columns
+        points = [
+            self._point(rate, found[name], self._predicted(rate, prediction))
+            for name, rate in self._rates.items()
+            if name in found
+        ]
+        return Outcome(ColumnSet(), {"sweep": points})
+
+    def _point(self, rate: float, epkl: Column, predicted: Column | None) -> SweepPoint:
+        ratio = None if predicted is None else ratio_column(epkl, predicted)
+        return SweepPoint(
+            rate=rate,
+            epkl=self._metric(epkl, "nats"),
+            predicted=None if predicted is None else self._metric(predicted, "nats"),
+            ratio=None if ratio is None else self._metric(ratio, ""),
+        )
+
+    def _metric(self, column: Column, unit: str) -> Metric:
+        return metric(column, unit=unit, shared_masks=self.shared_masks)
+
+    def _predicted(self, rate: float, prediction: Probe | None) -> Column | None:
+        """The sum of all sites' predictions at a rate; None where one of them has none."""
+        if self._plan is None or not isinstance(prediction, Prediction):
+            return None
+        columns = prediction.by_site.columns
+        sites = {label(key): site.rate for key, site in self._plan.sites.items()}
+        if not sites or prediction.unpredictable or not sites.keys() <= columns.keys():
+            return None
+        odds = {name: own / (1 - own) for name, own in sites.items() if own is not None and 0 < own < 1}
+        total = sum((rate / (1 - rate) / odds[name] * columns[name].values for name in odds), start=np.zeros(1))
+        return Column(total, weights=columns[next(iter(sites))].weights, floor=0.0)
+
+
+class GaussianSweep(Sweep):
+    """The same for a regression model, whose EPKL is that of its Gaussian surrogate."""
+
+    terms = GaussianPairwise.terms
+    families = ("gaussian",)
+    pairwise: ClassVar[type[ConvergingProbe]] = GaussianPairwise
