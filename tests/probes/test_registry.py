@@ -28,17 +28,22 @@ class Spread(SubModelProbe):
 
 def test_all_probes_that_fit_the_data_are_chosen_by_default():
     assert [p.name for p in registry.choose(None, labels=True)] == [
-        *("pairwise_kl", "gap", "calibration", "jacobian", "prediction")
+        *("pairwise_kl", "gap", "calibration", "jacobian", "prediction", "averaging", "temperature")
     ]
     assert "calibration" not in [p.name for p in registry.choose(None, labels=False)]
 
 
 def test_named_probes_are_chosen_and_unfit_ones_refused():
     assert [p.name for p in registry.choose(["gap", "pairwise_kl"], labels=False)] == ["pairwise_kl", "gap"]
-    with pytest.raises(ValueError, match="unknown probe 'nonsense': choose from pairwise_kl"):
+    with pytest.raises(ValueError, match="unknown probe 'nonsense': choose from default, pairwise_kl"):
         registry.choose(["nonsense"], labels=True)
     with pytest.raises(ValueError, match="calibration needs labels"):
         registry.choose(["calibration"], labels=False)
+
+
+def test_default_in_a_list_stands_for_the_usual_ones():
+    usual = registry.choose(None, labels=True)
+    assert registry.choose(["default", "noise_floor"], labels=True) == [*usual, registry.available()["noise_floor"]]
 
 
 def test_a_probe_of_another_package_is_found_by_its_entry_point_and_measures(measured, monkeypatch):

@@ -1,0 +1,275 @@
+"""The mean of m sub-models against plain loops over stored probabilities; its intervals by simulation."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from rdrop_probes.averaging import EVAL, Averages, enough_passes
+from rdrop_probes.block_sums import BlockSums
+from rdrop_probes.calibration import BINS
+from rdrop_probes.columns import plain
+from rdrop_probes.distributions import Distributions, EvalBatch
+from rdrop_probes.gap import Gap
+from rdrop_probes.mean_models import TERMS, _MeanOf, grouped, mean_models
+from rdrop_probes.statistics import compare, metric
+
+N, K, C = 40, 16, 3
+SIMULATIONS, EXAMPLES = 250, 60
+MARGIN = 3 * (0.95 * 0.05 / SIMULATIONS) ** 0.5  # three binomial standard errors
+
+
+def predictions(n=N, k=K, noise=1.5):
+    z0 = torch.randn(n, C, dtype=torch.float64)
+    z = z0 + noise * torch.randn(k, n, C, dtype=torch.float64)
+    return z0, z, z0.softmax(-1).multinomial(1).squeeze(1)
+
+
+def naive_scores(p, y):
+    """NLL, hits and Brier score of probabilities [n, C], example by example."""
+    each = [
+        (-np.log(p[i, c]), float(p[i].argmax() == c), sum((p[i, j] - (j == c)) ** 2 for j in range(C)))
+        for i, c in enumerate(y)
+    ]
+    return dict(zip(("nll", "accuracy", "brier"), np.array(each).T, strict=True))
+
+
+def naive(z, y, m):
+    """Scores by example of the mean of m sub-models, averaged over consecutive groups of them."""
+    p = z.softmax(-1).numpy()
+    groups = [naive_scores(p[i : i + m].mean(0), y.numpy()) for i in range(0, len(p) - m + 1, m)]
+    return {name: np.mean([group[name] for group in groups], axis=0) for name in groups[0]}
+
+
+def naive_ece(ps, y):
+    """ECE of the predictions [n, C] of several models, pooled."""
+    confidence = np.concatenate([p.max(-1) for p in ps])
+    hit = np.concatenate([p.argmax(-1) == y for p in ps])
+    bins = np.clip(np.ceil(confidence * BINS), 1, BINS)
+    return sum(abs((confidence - hit)[bins == b].sum()) for b in range(1, BINS + 1)) / len(hit)
+
+
+def fed(summed, z0, z, y, *, shared=False, step=3):
+    probe = Averages()
+    probe.shared_masks = shared
+    probe.update(*summed(TERMS, z0, z, y, step=step))
+    return probe
+
+
+def points(probe):
+    return {(point.metric, point.passes): point for point in probe.outcome().tables["averaging"].points}
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
+def test_scores_are_those_of_a_loop_over_stored_probabilities(summed, m):
+    z0, z, y = predictions()
+    found, expected = points(fed(summed, z0, z, y)), naive(z, y, m)
+    own = naive_scores(z0.softmax(-1).numpy(), y.numpy())
+    for name, values in expected.items():
+        point = found[name, m]
+        assert point.value.estimate == pytest.approx(values.mean(), rel=1e-9)  # float64 rounding
+        paired = stats.ttest_rel(values, own[name])
+        interval = paired.confidence_interval(0.95)
+        assert point.difference.estimate == pytest.approx((values - own[name]).mean(), rel=1e-9)
+        assert point.difference.low == pytest.approx(interval.low, rel=1e-9)
+        assert point.difference.high == pytest.approx(interval.high, rel=1e-9)
+        assert point.p_value == pytest.approx(paired.pvalue, rel=1e-6)
+    p = z.softmax(-1).numpy()
+    ece = naive_ece([p[i : i + m].mean(0) for i in range(0, K, m)], y.numpy())
+    assert found["ece", m].value.estimate == pytest.approx(ece, rel=1e-9)
+    assert found["ece", m].difference.low < found["ece", m].difference.high
+
+
+@pytest.mark.parametrize("k", [2, 3, 20, 33, 40, 64, 100])
+def test_any_number_of_sub_models_is_grouped_without_overlap(summed, k):
+    z0, z, y = predictions(n=10, k=k)
+    batch, sums = summed(TERMS, z0, z, y)
+    sizes, ends = sums.sizes.tolist(), sums.sizes.cumsum(0).tolist()
+    assert grouped(sizes)[-1].passes == k
+    p = z.softmax(-1)
+    for groups, model in zip(grouped(sizes), list(mean_models(batch, sums, leave_out=False))[2:], strict=True):
+        members = [
+            range(ends[start] - sizes[start], ends[start + groups.blocks - 1]) for start in groups.starts
+        ]  # sub-models
+        assert all(len(group) == groups.passes for group in members)
+        assert len({i for group in members for i in group}) == groups.passes * len(members)
+        by_hand = np.mean([naive_scores(p[list(g)].mean(0).numpy(), y.numpy())["nll"] for g in members], axis=0)
+        np.testing.assert_allclose(model.scores[0].numpy(), by_hand, rtol=1e-9)
+
+
+def test_powers_of_two_are_what_is_found_for_32_and_64_sub_models():
+    assert [groups.passes for groups in grouped([1] * 32)] == [2, 4, 8, 16, 32]
+    assert [groups.passes for groups in grouped([2] * 32)] == [2, 4, 8, 16, 32, 64]
+
+
+def left_out(z, y, m, k):
+    """Scores without one sub-model, of all (m = K) or single ones (m = 1)."""
+    return naive(z[[i for i in range(K) if i != k]], y, 1 if m == 1 else K - 1)
+
+
+@pytest.mark.parametrize("m", [1, K])
+def test_with_shared_masks_the_spread_over_sub_models_is_the_jackknife(summed, m):
+    z0, z, y = predictions()
+    probe = fed(summed, z0, z, y, shared=True)
+    for name in ("nll", "accuracy", "brier"):
+        means = np.array([left_out(z, y, m, k)[name].mean() for k in range(K)])
+        column = probe.kept.columns[f"{name}/{m}"]
+        np.testing.assert_allclose(column.leave_out / column.leave_out_n, means, rtol=1e-9)
+        point = points(probe)[name, m]
+        assert point.difference.high - point.difference.low > 0
+        assert point.value.mask_low < point.value.estimate < point.value.mask_high
+    assert points(probe)["ece", m].value.low is None  # how it varies over sub-models is not known
+
+
+def test_what_is_linear_in_the_probabilities_varies_alike_whatever_the_groups(summed):
+    """-p(label) instead of the scores: means over groups are then equal, and so is every block's influence."""
+    z0, z, y = predictions()
+    batch, sums = summed(TERMS, z0, z, y)
+    p_label = z.softmax(-1).gather(-1, y.expand(K, -1).unsqueeze(-1)).squeeze(-1)
+    by_hand = torch.stack([p_label[[i for i in range(K) if i != k]].mean(0) for k in range(K)])
+
+    class Linear(_MeanOf):
+        def _scored(self, blocks):
+            return p_label[blocks].mean(0)[None], p_label[0], y
+
+    for groups in grouped(sums.sizes.tolist()):
+        found = Linear(batch, sums, groups).model(leave_out=True)
+        torch.testing.assert_close(found.without[:, 0], by_hand, rtol=1e-9, atol=1e-12)
+
+
+def test_halves_make_the_whole(summed):
+    z0, z, y = predictions()
+    for shared in (False, True):
+        first, second, whole = (
+            fed(summed, z0[rows], z[:, rows], y[rows], shared=shared)
+            for rows in (slice(0, 15), slice(15, N), slice(0, N))
+        )
+        restored = Averages()
+        restored.shared_masks = shared
+        restored.restore(first.state())
+        restored.merge(second)
+        found, expected = points(restored), points(whole)
+        assert found.keys() == expected.keys()
+        for key, point in expected.items():
+            assert found[key].value.estimate == pytest.approx(point.value.estimate, rel=1e-9)
+            if shared and key[0] == "ece":
+                assert found[key].value.high is point.value.high is None
+            else:
+                assert found[key].value.high == pytest.approx(point.value.high, rel=1e-9)
+                assert found[key].p_value == pytest.approx(point.p_value, rel=1e-6)
+
+
+def test_rows_of_an_example_weigh_as_rows_and_vary_as_examples(summed):
+    """Tokens, some of them not labelled, in two groups of rows of one batch."""
+    z0, z, y = predictions()
+    y[::5] = -100
+    owners = torch.arange(N) // 4
+    probe = Averages()
+    for rows in (slice(0, 18), slice(18, N)):
+        batch = EvalBatch(0, None, z0[rows], y[rows], owners[rows], N // 4, last=rows.stop == N)
+        sums = BlockSums(TERMS, K, len(batch.logits), C)
+        sums.add(0, Distributions(batch, z[:, rows]))
+        probe.update(batch, sums)
+    known = y >= 0
+    for m in (1, 4, K):
+        point = points(probe)["nll", m]
+        assert point.value.estimate == pytest.approx(naive(z[:, known], y[known], m)["nll"].mean(), rel=1e-9)
+        assert point.value.n == point.difference.n == N // 4
+        ece = naive_ece([z[i : i + m, known].softmax(-1).mean(0).numpy() for i in range(0, K, m)], y[known].numpy())
+        assert points(probe)["ece", m].value.estimate == pytest.approx(ece, rel=1e-9)
+
+
+def test_without_dropout_there_is_nothing_to_average(measured):
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.0)), torch.randn(12, 4)
+    assert "averaging" not in measured(model, x, [Averages], torch.randint(0, 3, (12,)), sub_models=4).tables
+
+
+def test_a_model_is_measured_as_its_sub_models_say(measured):
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3)), torch.randn(30, 4)
+    found = measured(model, x, [Averages], torch.randint(0, 3, (30,)), sub_models=8, batch=7)
+    averaging = found.tables["averaging"]
+    assert [point.passes for point in averaging.points if point.metric == "nll"] == [1, 2, 4, 8]
+    nll = [point.value.estimate for point in averaging.points if point.metric == "nll"]
+    assert nll == sorted(nll, reverse=True)  # NLL is convex in p (Jensen): the mean of more is never worse
+    assert set(averaging.enough) == {"nll", "accuracy", "brier", "ece"}
+    assert not found.columns
+
+
+def curve_of(**values):
+    """Columns by number of passes of scores around a value; `eval` stands for the eval model."""
+    noise = torch.randn(200, dtype=torch.float64)
+    own = {EVAL if name == "eval" else int(name.strip("m")): value for name, value in values.items()}
+    return {m: plain(value + noise + 0.01 * torch.randn_like(noise)) for m, value in own.items()}
+
+
+def test_enough_is_where_less_than_a_twentieth_of_the_gain_is_left():
+    curve = curve_of(eval=1.0, m1=2.0, m2=1.5, m4=1.2, m8=1.03, m16=1.0)
+    assert enough_passes("nll", curve, shared_masks=False) == 8
+    assert enough_passes("accuracy", curve, shared_masks=False) == 1  # it falls: one pass is best
+
+
+def test_one_pass_is_enough_where_more_gain_nothing():
+    assert enough_passes("nll", curve_of(eval=1.0, m1=1.0, m2=1.0, m4=1.0), shared_masks=False) == 1
+    assert enough_passes("nll", curve_of(eval=1.0, m1=0.5, m2=0.8, m4=1.0), shared_masks=False) == 1
+
+
+def test_nothing_is_said_of_one_example():
+    curve = {m: plain(torch.tensor([1.0])) for m in (EVAL, 1, 2)}
+    assert enough_passes("nll", curve, shared_masks=False) is None
+
+
+def test_intervals_of_paired_differences_cover(summed):
+    """250 samples of 60 examples each, against the mean over 100,000 examples of the same world."""
+    large = fed(summed, *predictions(100_000, 8), step=1)
+    truth = {m: compared(large, m, slice(None)).difference for m in (2, 8)}
+    probe = fed(summed, *predictions(SIMULATIONS * EXAMPLES, 8), step=1)
+    for m, expected in truth.items():
+        found = [compared(probe, m, slice(i * EXAMPLES, (i + 1) * EXAMPLES)) for i in range(SIMULATIONS)]
+        assert 0.93 - MARGIN <= np.mean([c.low <= expected <= c.high for c in found]) <= 0.97 + MARGIN
+
+
+def compared(probe, m, rows):
+    reference, candidate = (plain(torch.from_numpy(probe.kept.columns[f"nll/{i}"].values[rows])) for i in (EVAL, m))
+    return compare("nll", ("eval", reference), ("mean", candidate), unit="nats", shared_masks=False)
+
+
+def test_intervals_of_paired_differences_cover_with_shared_masks(summed):
+    """Masks are shared by the examples of a simulation: a linear model with dropout on its features."""
+    features, k = 24, 12
+    w = torch.randn(features, C, dtype=torch.float64) * 0.4
+
+    def world(n):
+        h = torch.randn(n, features, dtype=torch.float64).relu()
+        masks = torch.bernoulli(torch.full((k, 1, features), 0.7, dtype=torch.float64)) / 0.7
+        return h @ w, (h * masks) @ w, (h @ w).softmax(-1).multinomial(1).squeeze(1)
+
+    many = [naive_differences(*world(1000)) for _ in range(300)]  # masks are few in each: many of them
+    hits = {m: [] for m in many[0]}
+    for _ in range(SIMULATIONS):
+        found = points(fed(summed, *world(EXAMPLES), shared=True, step=k))
+        for m, seen in hits.items():
+            point = found["nll", m]
+            expected = np.mean([differences[m] for differences in many])
+            seen.append(point.difference.low <= expected <= point.difference.high)
+            assert (point.p_value < 0.05) == (point.difference.low > 0 or point.difference.high < 0)
+    for seen in hits.values():
+        assert 0.93 - MARGIN <= np.mean(seen) <= 0.97 + MARGIN
+
+
+def naive_differences(z0, z, y):
+    def nll(p):
+        return -p.gather(-1, y.expand(p.shape[:-1]).unsqueeze(-1)).log().mean().item()
+
+    p, own = z.softmax(-1), nll(z0.softmax(-1))
+    return {m: nll(p.unflatten(0, (-1, m)).mean(1)) - own for m in (1, 2, 4, len(z))}
+
+
+def test_the_metric_of_all_passes_is_the_gap_probes(measured):
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3)), torch.randn(30, 4)
+    found = measured(model, x, [Gap, Averages], torch.randint(0, 3, (30,)), sub_models=8)
+    last = {point.metric: point for point in found.tables["averaging"].points if point.passes == 8}
+    for name in ("nll", "accuracy"):
+        expected = metric(found.columns[f"{name}_mean"], unit="nats", shared_masks=False)
+        assert last[name].value.estimate == pytest.approx(expected.estimate, rel=1e-9)
+        assert last[name].value.low == pytest.approx(expected.low, rel=1e-9)
