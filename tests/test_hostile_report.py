@@ -18,9 +18,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from rdrop_probes.records import ExampleInput, RunRecord
+from rdrop_probes.records import ExampleInput, Failure, Finding, RunRecord
 from rdrop_reports.page import render_page
-from tests.reports.report_samples import sample
+from tests.reports.rich_samples import everything
 
 OWN = "document.title='owned';fetch('http://127.0.0.1:PORT/')"
 ATTACKS = (
@@ -44,10 +44,10 @@ ATTACKS = (
     "\x00\x07\x1b[31m\x1b]0;owned\x07\x7f\x9b<b>",
     "\r\n\t\u2028<b>",
 )
-FIXED = {"kind", "pixels", "sha256", "fingerprint", "task", "per", "test", "metric", "unit", "config"}
+FIXED = {"kind", "by", "pixels", "sha256", "fingerprint", "task", "per", "test", "metric", "unit", "config"}
 """Fields whose words are the program's own."""
 
-KEYS_FIXED = {"metrics", "reliability", "config"}
+KEYS_FIXED = {"metrics", "reliability", "config", "enough"}
 DRAWN = {
     "svg", "metadata", "RDF", "Work", "type", "date", "format", "creator", "Agent", "title", "defs", "style", "g",
     "path", "use", "clipPath", "rect", "text", "tspan", "image", "linearGradient", "stop",
@@ -107,7 +107,12 @@ def with_each(texts: tuple[str, ...]) -> tuple[RunRecord, pd.DataFrame]:
             after[text] = next(turn)
         return text + after[text]
 
-    record, per_example = sample(examples=40, notes=True)
+    record, per_example = everything(seeds=1, examples=40)
+    notes = {
+        "warnings": [Finding(code="dirty-eval", message="two passes differ", checkpoint=record.checkpoints[0].name)],
+        "failures": [Failure(checkpoint="broken.pt", message="not a checkpoint", exit_code=4)],
+    }
+    record = dataclasses.replace(record, **notes)
     assert per_example is not None
     texts_shown = [
         dataclasses.replace(example, input=ExampleInput(kind="text", text="input")) for example in record.examples
@@ -224,7 +229,8 @@ def test_chromium_runs_nothing_from_a_hostile_report(
     hostile = opened(tmp_path, hostile_page, listener)
     harmless = opened(tmp_path, harmless_page, listener)
     assert not listener.called
-    assert hostile.title == Structure(hostile_page).title != "owned"
+    title = Structure(hostile_page).title.replace("127.0.0.1:PORT", f"127.0.0.1:{listener.server_port}")
+    assert hostile.title == title != "owned"
     assert hostile.elements == harmless.elements
 
 

@@ -23,6 +23,8 @@ HOFFMAN = "Hoffman, Roberts & Yaida 2019 (arXiv:1908.02729)"
 NOVAK = "Novak et al. 2018 (arXiv:1802.08760)"
 SOKOLIC = "Sokolić et al. 2017 (arXiv:1605.08254)"
 BRIER = "Brier 1950"
+KUNSTNER = "Kunstner, Hennig & Balles 2019 (arXiv:1905.12558)"
+MACKAY = "MacKay 1992; Maddox et al. 2020 (arXiv:2003.02139)"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ DIRECTIONS: Mapping[str, str] = MappingProxyType(
         "lower": "lower is better",
         "higher": "higher is better",
         "zero": "closer to 0 is better",
-        "one": "closer to 1: the response to dropout is closer to linear",
+        "one": "closer to 1: dropout acts closer to what the theory says",
         "none": "no better direction",
     }
 )
@@ -179,6 +181,37 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
             "1 where the model answers dropout linearly; above 1, steps as large as dropping a unit do more than "
             "their gradients say, below 1 less.",
             "plain", "one", WEI,
+        ),
+        "constraint_epsilon": Definition(
+            "Constraint, smallest ε", "smallest ε for which mean EPKL ≤ ε holds with 95% confidence",
+            "The R-Drop constraint as these data can vouch for it: the one-sided upper bound of the mean EPKL over new "
+            "data.", "divergence", "lower", R_DROP,
+        ),
+        "epkl_sum_of_parts": Definition(
+            "Sum of single sites", "Σ over sites of EPKL with only that site active",
+            "What the sites would give together if none changed what another does.", "divergence", "lower", "",
+        ),
+        "epkl_interaction": Definition(
+            "Interaction of sites", "EPKL − Σ over sites of EPKL with only that site active",
+            "What all sites at once give beyond the sum of each alone; below 0 where they do each other's work.",
+            "divergence", "none", "",
+        ),
+        "attribution_rank_correlation": Definition(
+            "Rank correlation, predicted and exact", "Spearman's ρ over sites",
+            "Whether the prediction from gradients ranks the sites as measuring them one by one does.",
+            "plain", "one", WEI,
+        ),
+        "fisher_trace": Definition(
+            "Fisher trace, parameters", "E over x, y ~ p₀ of ‖∂ log p₀(y)/∂θ‖²",
+            "How sharply the eval model's answers depend on its trainable parameters θ: the sum of the eigenvalues of "
+            "the Fisher information. On at most 256 examples, spread over the data.", "plain", "none",
+            f"{R_DROP}; {KUNSTNER}",
+        ),
+        "effective_dimension": Definition(
+            "Effective dimension", "Σ over eigenvalues λ of the Fisher information of λ/(λ + δ), δ = 0.01",
+            "How many directions of the parameters the data hold more firmly than a weight decay of δ would. It grows "
+            "with the number of examples (at most 128 here): compare it on the same ones only.", "plain", "none",
+            f"{R_DROP}; {MACKAY}",
         ),
     }
 )  # fmt: skip

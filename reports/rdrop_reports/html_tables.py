@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rdrop_probes.records import CheckpointResult, Comparison, Metric, RunRecord, SitePrediction, SiteRecord
+from rdrop_probes.records import CheckpointResult, Metric, RunRecord, SitePrediction, SiteRecord
 from rdrop_reports.definitions import DEFINITIONS, is_share, label, unit_text
-from rdrop_reports.numbers import MISSING, format_count, format_number, format_p, format_parts, is_number
-from rdrop_reports.select import any_measured, in_order, measured, place_of
-from rdrop_reports.text import called, elide
-from rdrop_reports.verdict import outcome_of
+from rdrop_reports.numbers import MISSING, format_count, format_number, format_parts, is_number
+from rdrop_reports.select import any_measured, in_order, measured, most_telling_with, place_of
+from rdrop_reports.text import elide
 
 MOST_OPEN_ROWS = 24
 MOST_COLUMNS = 3  # more checkpoints than this become rows
+MOST_LISTED = 6  # checkpoints of which every site is listed
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text with a small `note` below it; `metric` links to a definition, `place` gives a checkpoint's colour."""
+    """Text with a small `note` below it; `metric` links to a definition (of a word, too), `place` is a colour."""
 
     text: str
     note: str = ""
@@ -77,23 +77,15 @@ def scores_table(record: RunRecord, scores: Mapping[str, str], modes: Mapping[st
     return Table("Scores by mode", [Cell(h) for h in ("Score", "Checkpoint", *modes.values())], rows) if rows else None
 
 
-def comparison_table(record: RunRecord, candidate: str) -> Table | None:
-    """Every comparison of one candidate with the reference."""
-    found = [c for c in record.comparisons if c.candidate == candidate and is_number(c.difference)]
-    heads = ["Metric", "Difference", "Ratio", "Adjusted p", "Reads as"]
-    rows = [_comparison(record, comparison) for comparison in found]
-    return (
-        Table(f"All metrics: {called(candidate)} minus {called(record.reference)}", [Cell(h) for h in heads], rows)
-        if rows
-        else None
-    )
-
-
 def sites_table(record: RunRecord) -> Table | None:
     """Every site of every checkpoint: where it is, what it draws, and its predicted share."""
-    rows = [row for checkpoint in in_order(record) for row in _site_rows(record, checkpoint)]
-    heads = ["Site", "Checkpoint", "Kind", "Rate", "Mask per example", "Predicted EPKL", "Share"]
-    return Table("All sites", [Cell(h) for h in heads], rows) if rows else None
+    shown = most_telling_with(record, MOST_LISTED, lambda c: c.sites or c.site_predictions)
+    rows = [row for checkpoint in shown for row in _site_rows(record, checkpoint)]
+    heads = [
+        Cell("Site", metric="word-site"), *map(Cell, ("Checkpoint", "Kind", "Rate", "Mask per example")),
+        Cell("Predicted EPKL", metric="word-predicted"), Cell("Share", metric="word-share"),
+    ]  # fmt: skip
+    return Table(f"All sites{of_some(record, shown, 'sites')}", heads, rows) if rows else None
 
 
 def checkpoints_table(record: RunRecord) -> Table | None:
@@ -142,41 +134,22 @@ def scalar_text(value: object) -> str:
     return {"True": "yes", "False": "no"}[str(value)] if isinstance(value, bool) else str(value)
 
 
-def _estimate(metric: Metric | None, name: str) -> Cell:
-    if metric is None:
+def estimate_cell(metric: Metric | None, *, percent: bool = False) -> Cell:
+    """Estimate with its interval below; a dash where there is none."""
+    if metric is None or not is_number(metric.estimate):
         return Cell(MISSING)
-    parts = format_parts(metric.estimate, metric.low, metric.high, percent=is_share(name))
+    parts = format_parts(metric.estimate, metric.low, metric.high, percent=percent)
     return Cell(parts.estimate, parts.interval, sort=metric.estimate)
 
 
-def _comparison(record: RunRecord, found: Comparison) -> list[Cell]:
-    shares = is_share(found.metric)
-    difference = format_parts(*((100 * v if shares and v is not None else v) for v in _bounds(found)))
-    ratio = format_parts(found.ratio, found.ratio_low, found.ratio_high)
-    head = metric_head(record, found.metric)
-    return [
-        Cell(head.text, "percentage points" if shares else head.note, head.metric),
-        Cell(difference.estimate, difference.interval, sort=found.difference),
-        Cell(ratio.estimate, ratio.interval, sort=found.ratio),
-        Cell(format_p(found.p_adjusted).removeprefix("p ").removeprefix("= "), found.test, sort=found.p_adjusted),
-        Cell(_reading(found)),
-    ]
+def of_some(record: RunRecord, shown: Sequence[CheckpointResult], part: str) -> str:
+    """What to add to a caption where `part` of more checkpoints was measured than are shown."""
+    count = sum(bool(getattr(checkpoint, part)) for checkpoint in record.checkpoints)
+    return f", {len(shown)} of {count} checkpoints" if count > len(shown) else ""
 
 
-def _bounds(found: Comparison) -> tuple[float | None, float | None, float | None]:
-    return found.difference, found.low, found.high
-
-
-def _reading(found: Comparison) -> str:
-    """Whether the difference is shown, and whether it is for the better."""
-    outcome = outcome_of(found)
-    if outcome == "no difference shown":
-        return outcome
-    lower = outcome == "more consistent"
-    direction = DEFINITIONS[found.metric].direction if found.metric in DEFINITIONS else "none"
-    if direction in ("lower", "higher"):
-        return "better" if lower == (direction == "lower") else "worse"
-    return "lower" if lower else "higher"
+def _estimate(metric: Metric | None, name: str) -> Cell:
+    return estimate_cell(metric, percent=is_share(name))
 
 
 def _site_rows(record: RunRecord, checkpoint: CheckpointResult) -> list[list[Cell]]:

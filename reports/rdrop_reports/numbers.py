@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeGuard
 
 from rdrop_probes.records import Metric
 
+ROUNDING = 1e-12  # of an interval's width: what is left of sums that come to 0
 MISSING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 
@@ -48,8 +49,9 @@ def format_parts(
     if not (is_number(low) and is_number(high)):
         exponent, decimals = _layout([estimate * scale], None, percent)
         return Parts(_show(estimate * scale, exponent, decimals, percent), "")
-    values = [estimate * scale, low * scale, high * scale]
-    exponent, decimals = _layout(values, (values[2] - values[1]) / 2, percent)
+    half_width = (high - low) / 2 * scale
+    values = [scale * (value if abs(value) > abs(high - low) * ROUNDING else 0.0) for value in (estimate, low, high)]
+    exponent, decimals = _layout(values, half_width, percent)
     texts = [_show(value, exponent, decimals, percent) for value in values]
     return Parts(texts[0], f"[{texts[1]}, {texts[2]}]")
 

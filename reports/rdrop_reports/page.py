@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import groupby
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,14 +20,16 @@ from rdrop_reports.figures import FIGURES, draw_all, figure_bytes
 from rdrop_reports.figures.style import DARK, LIGHT, Theme
 from rdrop_reports.gallery import cards
 from rdrop_reports.html_tables import scalar_text
+from rdrop_reports.more import more
 from rdrop_reports.numbers import format_count
-from rdrop_reports.sections import sections
+from rdrop_reports.sections import Section, sections
 from rdrop_reports.select import unit_of
-from rdrop_reports.verdict import caveats, headline, verdicts
+from rdrop_reports.svg import recoloured, slim
+from rdrop_reports.verdict import caveats, checkpoint_verdicts, headline, most_telling_first, verdicts
+from rdrop_reports.words import ALWAYS, WORDS, Word
 
-# what the page's own font is called in the figures, which matplotlib measures with the font it ships
+TIPS = {name: found.meaning for name, found in DEFINITIONS.items()} | {n: word.meaning for n, word in WORDS.items()}
 MODES = ("_eval", "_sub", "_mean")
-_SYSTEM_FONTS = b"system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,15 @@ def render_page(record: RunRecord, per_example: pd.DataFrame | None) -> str:
     The page loads nothing: styles, figures and the script that sorts tables are inside, the latter admitted
     by its hash. It is complete without that script. The same record gives the same bytes.
     """
-    style, script = _resource("style.css"), _resource("sort.js")
+    style, script = _resource("style.css"), _resource("sort.js") + _resource("tips.js")
+    definitions, found, pictures = _definitions(record), sections(record), _pictures(record, per_example)
     page = _environment().get_template("report.html.j2")
     return page.render(
-        record=record, headline=headline(record), verdicts=verdicts(record), caveats=caveats(record),
-        sections=sections(record), pictures=_pictures(record, per_example), cards=cards(record),
-        definitions=_definitions(record), directions=DIRECTIONS, unit=unit_of(record),
+        record=record, headline=headline(record), caveats=caveats(record),
+        verdicts=most_telling_first(record, verdicts(record)),
+        members=checkpoint_verdicts(record) if record.groups else [], more=more(record),
+        sections=found, shown=_shown(found, pictures), pictures=pictures, cards=cards(record),
+        definitions=definitions, words=_words(found), tips=TIPS, directions=DIRECTIONS, unit=unit_of(record),
         style=Markup(style), script=Markup(script),  # noqa: S704 - files of this package, not input
         style_hash=_hash(style), script_hash=_hash(script),
     )  # fmt: skip
@@ -69,12 +76,31 @@ def _definitions(record: RunRecord) -> dict[str, Definition]:
     }
 
 
+def _shown(found: Mapping[str, Section], pictures: Mapping[str, Picture]) -> list[Section]:
+    """The sections that tell the story and have something to show or to say."""
+    return [
+        s for s in found.values()
+        if s.chapter != "Method" and (s.tables or s.folded or s.notes or s.missing or set(s.figures) & set(pictures))
+    ]  # fmt: skip
+
+
+def _chapters(shown: list[Section]) -> list[tuple[str, list[Section]]]:
+    return [(chapter, list(parts)) for chapter, parts in groupby(shown, key=lambda section: section.chapter)]
+
+
+def _words(found: Mapping[str, Section]) -> dict[str, Word]:
+    """The words that the tables link to, and those that nothing here can be read without."""
+    cells = (c for s in found.values() for t in (*s.tables, *s.folded) for row in (t.head, *t.rows) for c in row)
+    used = {cell.metric for cell in cells} | set(ALWAYS)
+    return {name: word for name, word in WORDS.items() if name in used}
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("rdrop_reports"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"count": format_count, "setting": scalar_text}
+    environment.filters |= {"count": format_count, "setting": scalar_text, "chapters": _chapters}
     return environment
 
 
@@ -89,21 +115,33 @@ def _hash(text: str) -> str:
 
 
 def _pictures(record: RunRecord, per_example: pd.DataFrame | None) -> dict[str, Picture]:
-    drawn = {theme: draw_all(record, per_example, theme) for theme in (LIGHT, DARK)}
-    found = {}
-    for name, figure in drawn[LIGHT].items():
-        found[name] = Picture(
+    figures = draw_all(record, per_example, LIGHT)
+    light = {name: _svg(figure, LIGHT) for name, figure in figures.items()}
+    dark = _dark(record, per_example, light)
+    return {
+        name: Picture(
             name=name,
             title=FIGURES[name].title,
             takeaway=FIGURES[name].takeaway(record, per_example),
-            light=_svg_uri(figure, LIGHT),
-            dark=_svg_uri(drawn[DARK][name], DARK),
+            light=_uri(light[name]),
+            dark=_uri(dark[name]),
             width=round(96 * figure.get_figwidth()),
             height=round(96 * figure.get_figheight()),
         )
-    return found
+        for name, figure in figures.items()
+    }
 
 
-def _svg_uri(figure: Figure, theme: Theme) -> str:
-    svg = figure_bytes(figure, "svg", theme, live_text=True).replace(b"'DejaVu Sans'", _SYSTEM_FONTS)
+def _dark(record: RunRecord, per_example: pd.DataFrame | None, light: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The light figures in dark colours; those with pixels in them are drawn again."""
+    again = {name: recoloured(svg, LIGHT, DARK) for name, svg in light.items()}
+    drawn = draw_all(record, per_example, DARK, [name for name, svg in again.items() if svg is None])
+    return {name: svg if svg is not None else _svg(drawn[name], DARK) for name, svg in again.items()}
+
+
+def _svg(figure: Figure, theme: Theme) -> bytes:
+    return slim(figure_bytes(figure, "svg", theme, live_text=True))
+
+
+def _uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from rdrop_probes.records import CheckpointResult, Comparison, Metric, RunRecord
 from rdrop_reports.numbers import is_number
+from rdrop_reports.text import short_name
 
 COLOURS = 6  # that can be told apart without seeing red or green
+MOST_ROWS = 24  # of checkpoints in a figure
 
 
 def unit_of(record: RunRecord) -> str:
@@ -65,12 +70,50 @@ def most_telling(record: RunRecord, limit: int) -> list[CheckpointResult]:
     return [checkpoint for checkpoint in ordered if checkpoint.name in kept]
 
 
+def most_telling_with(
+    record: RunRecord, limit: int, has: Callable[[CheckpointResult], object]
+) -> list[CheckpointResult]:
+    """The most telling of those checkpoints that have something."""
+    return most_telling(replace(record, checkpoints=[c for c in record.checkpoints if has(c)]), limit)
+
+
+def as_rows(record: RunRecord) -> list[CheckpointResult]:
+    """Checkpoints as rows of a figure: all in order, or of many the reference and an even range of EPKL."""
+    ordered = in_order(record)
+    if len(ordered) <= MOST_ROWS:
+        return ordered
+    ranked = sorted(ordered[1:], key=_epkl)
+    return [ordered[0], *(ranked[i * (len(ranked) - 1) // (MOST_ROWS - 2)] for i in range(MOST_ROWS - 1))]
+
+
+def rows_left_out(record: RunRecord) -> str:
+    """What to say where :func:`as_rows` leaves checkpoints out; empty where it does not."""
+    count = len(record.checkpoints)
+    return f"{MOST_ROWS} of {count} checkpoints, an even range of EPKL" if count > MOST_ROWS else ""
+
+
 def place_of(record: RunRecord, name: str) -> int:
-    """Which of the COLOURS a checkpoint has, the reference 0; COLOURS itself for one that steps back."""
+    """Which of the COLOURS a checkpoint has, the reference 0; COLOURS itself for one that steps back.
+
+    Where there are groups of training seeds, a checkpoint has the colour of its group.
+    """
+    if record.groups:
+        return min(next((i for i, g in enumerate(record.groups) if name in g.members), COLOURS), COLOURS)
     names = [checkpoint.name for checkpoint in most_telling(record, COLOURS)]
     return names.index(name) if name in names else COLOURS
+
+
+def mark_of(record: RunRecord, name: str) -> int:
+    """Which of the marks a checkpoint has: as its colour; within a group of training seeds, one a seed."""
+    members = next((group.members for group in record.groups if name in group.members), None)
+    return place_of(record, name) if members is None else members.index(name) % COLOURS
 
 
 def _epkl(checkpoint: CheckpointResult) -> float:
     found = measured(checkpoint, "epkl")
     return found.estimate if found is not None and found.estimate is not None else float("inf")
+
+
+def short_name_of(record: RunRecord, name: str, limit: int = 18) -> str:
+    """A checkpoint's name in a figure, told apart from the others'."""
+    return short_name(name, [checkpoint.name for checkpoint in record.checkpoints], limit)

@@ -34,6 +34,7 @@ def summary_frame(record: RunRecord) -> pd.DataFrame:
 def comparisons_frame(record: RunRecord) -> pd.DataFrame:
     """One row a candidate and metric: difference, ratio, p-values; columns as in `Comparison`."""
     numbers = ["difference", "low", "high", "ratio", "ratio_low", "ratio_high", "p_value", "p_adjusted", "level"]
+    numbers.append("effect_size")
     return _frame([asdict(comparison) for comparison in record.comparisons], _COMPARISON_COLUMNS, numbers)
 
 

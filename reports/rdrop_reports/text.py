@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
+
+_WORDS = re.compile(r".*[-_./ ]", re.DOTALL)  # up to the end of the last whole word
 
 
 def elide(text: object, limit: int = 24) -> str:
@@ -12,6 +16,15 @@ def elide(text: object, limit: int = 24) -> str:
         return line or "(no name)"
     head = (limit - 1) // 2 + 1
     return f"{line[:head]}…{line[head + 1 - limit :]}"
+
+
+def short_name(name: str, names: Sequence[str], limit: int) -> str:
+    """One of several names; where it is long without the words that all begin with, for the end tells them apart."""
+    if len(name) > limit and len(names) > 1:
+        alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+        common = _WORDS.match("".join(letters[0] for letters in alike))
+        name = f"…{name[common.end() :]}" if common else name
+    return elide(name, limit)
 
 
 def short_paths(paths: Sequence[str], limit: int) -> list[str]:

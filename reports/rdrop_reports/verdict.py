@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
 
 from rdrop_probes.records import CheckpointResult, Comparison, RunRecord
+from rdrop_reports.group_verdict import group_caveats, group_verdicts
 from rdrop_reports.numbers import (
     format_count,
     format_estimate,
@@ -16,37 +15,31 @@ from rdrop_reports.numbers import (
     format_points,
     is_number,
 )
-from rdrop_reports.select import checkpoint_named, comparison_of, short_unit, unit_of
+from rdrop_reports.outcome import Verdict, outcome_of, p_disagrees
+from rdrop_reports.select import checkpoint_named, comparison_of, most_telling, short_unit, unit_of
 from rdrop_reports.text import called
 
-Outcome = Literal[
-    "more consistent",
-    "less consistent",
-    "no difference shown",
-    "not measured",
-    "not compared",
-    "own consistency",
-    "no dropout",
-]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is said of one checkpoint: the `outcome`, its `sentence`, and `context` to read it with."""
-
-    candidate: str
-    outcome: Outcome
-    sentence: str
-    context: str = ""
+FEW = 4  # verdicts that a page opens with
 
 
 def verdicts(record: RunRecord) -> list[Verdict]:
+    """One verdict a candidate: a group of training seeds where there are such groups, else a checkpoint."""
+    return group_verdicts(record) or checkpoint_verdicts(record)
+
+
+def checkpoint_verdicts(record: RunRecord) -> list[Verdict]:
     """One verdict a candidate; for a run without a comparison, one a checkpoint about itself."""
     candidates = [c for c in record.checkpoints if c.name != record.reference]
     reference = checkpoint_named(record, record.reference)
     if reference is None or not candidates:
         return [_own(record, checkpoint) for checkpoint in record.checkpoints]
     return [_compared(record, reference, candidate) for candidate in candidates]
+
+
+def most_telling_first(record: RunRecord, found: list[Verdict]) -> list[Verdict]:
+    """Those on the most telling checkpoints before the others, for a page that opens with a few of many."""
+    telling = [checkpoint.name for checkpoint in most_telling(record, FEW + 1)]
+    return sorted(found, key=lambda verdict: verdict.candidate not in telling)
 
 
 def headline(record: RunRecord) -> str:
@@ -56,19 +49,21 @@ def headline(record: RunRecord) -> str:
         return "No checkpoint could be measured."
     if len(found) == 1:
         return _headline_of_one(record, found[0])
-    if not _is_compared(record):
+    groups = bool(group_verdicts(record))
+    if not groups and not _is_compared(record):
         return f"{len(found)} checkpoints measured, none of them compared."
     counts = Counter(verdict.outcome for verdict in found)
     more = counts.pop("more consistent", 0)
     rest = "; ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    first = f"{more} of {len(found)} candidates are more consistent than {called(record.reference)}"
+    what, reference = ("groups", record.reference_group) if groups else ("candidates", record.reference)
+    first = f"{more} of {len(found)} {what} are more consistent than {called(reference)}"
     return f"{first} ({rest})." if rest else f"{first}."
 
 
 def caveats(record: RunRecord) -> list[str]:
     """What the intervals do not cover, and what the run did not do."""
-    notes = []
-    if _is_compared(record):
+    notes = group_caveats(record)
+    if not notes and _is_compared(record):
         notes.append("Each comparison is of one checkpoint with one: intervals cover new data, not new training runs.")
     if record.config.get("masks") == "shared":
         notes.append("The masks were shared across examples: each sub-model is one fixed sub-network.")
@@ -88,7 +83,8 @@ def _is_compared(record: RunRecord) -> bool:
 
 
 def _headline_of_one(record: RunRecord, verdict: Verdict) -> str:
-    name, reference = called(verdict.candidate), called(record.reference)
+    of_groups = bool(group_verdicts(record))
+    name, reference = called(verdict.candidate), called(record.reference_group if of_groups else record.reference)
     return {
         "more consistent": f"{name} is more consistent than {reference}.",
         "less consistent": f"{name} is less consistent than {reference}.",
@@ -159,18 +155,6 @@ def _compared(record: RunRecord, reference: CheckpointResult, candidate: Checkpo
     return Verdict(name, outcome, f"{claim}: {numbers}{_why_not(found)}.", _context(record, name))
 
 
-def outcome_of(comparison: Comparison) -> Outcome:
-    """Difference shown only if the interval excludes 0 and the adjusted p-value agrees."""
-    low, high = comparison.low, comparison.high
-    if not (is_number(low) and is_number(high)) or low <= 0 <= high or _p_disagrees(comparison):
-        return "no difference shown"
-    return "more consistent" if high < 0 else "less consistent"
-
-
-def _p_disagrees(comparison: Comparison) -> bool:
-    return is_number(comparison.p_adjusted) and comparison.p_adjusted > 1 - comparison.level + 1e-12
-
-
 def _numbers(record: RunRecord, reference: CheckpointResult, candidate: CheckpointResult, found: Comparison) -> str:
     """EPKL of both, difference, ratio and adjusted p-value."""
     ours, theirs = (format_estimate(c.metrics.get("epkl")).split(" ")[0] for c in (candidate, reference))
@@ -189,7 +173,7 @@ def _why_not(comparison: Comparison) -> str:
         return "; without an interval nothing can be concluded"
     if low <= 0 <= high:
         return "; the interval includes 0"
-    if _p_disagrees(comparison):
+    if p_disagrees(comparison):
         return "; the interval excludes 0, but not once adjusted for the number of metrics tested"
     return ""
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 from report_samples import Sample, sample
 
+from tests.reports.rich_samples import everything
+
 
 @pytest.fixture(scope="session")
 def pair() -> Sample:
@@ -14,6 +16,12 @@ def pair() -> Sample:
 @pytest.fixture(scope="session")
 def single() -> Sample:
     return sample(("model",))
+
+
+@pytest.fixture(scope="session")
+def full() -> Sample:
+    """Two arms of two training seeds, with everything that a run can have."""
+    return everything(seeds=2)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from report_samples import without_dropout, without_intervals
 
 from rdrop_probes.records import ExampleInput, Finding, Metric, in_unit
 from rdrop_reports.definitions import DEFINITIONS
+from rdrop_reports.figures import draw_all
 from rdrop_reports.gallery import cards, png_data_uri
 from rdrop_reports.page import render_page
 
@@ -53,8 +54,8 @@ def page(pair):
 
 def test_the_page_is_well_formed_and_answers_in_order(page):
     ids = [attrs["id"] for tag, attrs in parsed(page).tags if tag == "section"]
-    assert ids[:6] == ["verdict", "gap", "spread", "theory", "sites", "convergence"]
-    assert ids[-2:] == ["setup", "definitions"]
+    assert ids[:6] == ["verdict", "gap", "spread", "examples", "convergence", "sites"]
+    assert ids[-3:] == ["more", "setup", "definitions"]
 
 
 def test_every_id_is_unique_and_every_link_arrives(page):
@@ -81,10 +82,10 @@ def test_the_policy_admits_exactly_the_style_and_script_inside(page):
     assert not any("style" in attrs or any(name.startswith("on") for name in attrs) for _, attrs in parsed(page).tags)
 
 
-def test_every_picture_has_a_dark_variant_for_screens_and_an_alt_text(page):
+def test_every_picture_has_a_dark_variant_for_screens_and_an_alt_text(pair, page):
     tags = parsed(page).tags
     sources = [attrs for tag, attrs in tags if tag == "source"]
-    assert len(sources) == len([1 for tag, _ in tags if tag == "figure"]) == 10
+    assert len(sources) == len([1 for tag, _ in tags if tag == "figure"]) == len(draw_all(*pair))
     assert {attrs["media"] for attrs in sources} == {"screen and (prefers-color-scheme: dark)"}
     assert all(len(attrs["alt"]) > 10 for tag, attrs in tags if tag == "img")
 

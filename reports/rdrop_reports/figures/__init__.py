@@ -6,7 +6,7 @@ takeaway: one sentence computed from the numbers, empty where they do not allow 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,17 +18,24 @@ from matplotlib.figure import Figure
 
 from rdrop_probes.records import RunRecord
 from rdrop_reports.figures import (
+    attribution,
+    attribution_groups,
+    averaging,
     convergence,
     divergences,
     epkl,
     gap,
+    groups,
     jacobian,
+    noise_floor,
+    over,
     predicted,
     reliability,
     sites,
     spread,
+    sweep,
 )
-from rdrop_reports.figures.style import LIGHT, Theme, styled
+from rdrop_reports.figures.style import LIGHT, Theme, fit, styled
 
 Draw = Callable[[RunRecord, pd.DataFrame | None, Theme], Figure | None]
 Takeaway = Callable[[RunRecord, pd.DataFrame | None], str]
@@ -57,25 +64,42 @@ FIGURES: Mapping[str, FigureSpec] = MappingProxyType(
         spec.name: spec
         for spec in (
             FigureSpec("epkl", "Divergence between sub-models", epkl.draw, epkl.takeaway),
+            FigureSpec("groups", "Groups of training seeds", groups.draw, groups.takeaway),
+            FigureSpec("over", "EPKL over a training setting", over.draw, over.takeaway),
+            FigureSpec("over_scores", "Scores over a training setting", over.draw_scores, over.scores_takeaway),
             FigureSpec("gap", "Dropout on against dropout off", gap.draw, gap.takeaway),
             FigureSpec("divergences", "Sub-models against the eval model", divergences.draw, divergences.takeaway),
             FigureSpec("reliability", "Reliability diagram", reliability.draw, reliability.takeaway),
             FigureSpec("epkl_per_example", "EPKL example by example", spread.draw_pairs, spread.pairs_takeaway),
             FigureSpec("epkl_distribution", "How EPKL is spread", spread.draw_ecdf, spread.ecdf_takeaway),
+            FigureSpec("noise_floor", "EPKL above numerical noise", noise_floor.draw, noise_floor.takeaway),
+            FigureSpec("convergence", "EPKL by number of sub-models", convergence.draw, convergence.takeaway),
+            FigureSpec("attribution", "EPKL site by site", attribution.draw, attribution.takeaway),
+            FigureSpec(
+                "attribution_groups", "EPKL by part of the network",
+                attribution_groups.draw, attribution_groups.takeaway,
+            ),
+            FigureSpec("sites", "Predicted EPKL by site", sites.draw, sites.takeaway),
             FigureSpec("jacobian", "Jacobian complexity", jacobian.draw, jacobian.takeaway),
             FigureSpec("predicted", "Measured against predicted EPKL", predicted.draw, predicted.takeaway),
-            FigureSpec("sites", "Predicted EPKL by site", sites.draw, sites.takeaway),
-            FigureSpec("convergence", "EPKL by number of sub-models", convergence.draw, convergence.takeaway),
+            FigureSpec("sweep", "EPKL over dropout rates", sweep.draw, sweep.takeaway),
+            FigureSpec("averaging", "What averaging passes changes", averaging.draw, averaging.takeaway),
         )
     }
-)
+)  # fmt: skip
 
 
-def draw_all(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme = LIGHT) -> dict[str, Figure]:
-    """Every figure that the results allow, by name, in the report's order."""
+def draw_all(
+    record: RunRecord, per_example: pd.DataFrame | None, theme: Theme = LIGHT, names: Collection[str] | None = None
+) -> dict[str, Figure]:
+    """Every figure that the results allow (of those in `names`), by name, in the report's order."""
     with styled(theme):
-        drawn = {name: spec.draw(record, per_example, theme) for name, spec in FIGURES.items()}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+        wanted = [spec for spec in FIGURES.values() if names is None or spec.name in names]
+        drawn = {spec.name: spec.draw(record, per_example, theme) for spec in wanted}
+        figures = {name: figure for name, figure in drawn.items() if figure is not None}
+        for figure in figures.values():
+            fit(figure, theme)
+    return figures
 
 
 def figure_bytes(figure: Figure, image_format: str, theme: Theme = LIGHT, *, live_text: bool = False) -> bytes:
@@ -94,9 +118,13 @@ def figure_bytes(figure: Figure, image_format: str, theme: Theme = LIGHT, *, liv
 
 
 def save_figures(
-    record: RunRecord, per_example: pd.DataFrame | None, directory: Path, formats: Sequence[str] = ("png",)
+    record: RunRecord,
+    per_example: pd.DataFrame | None,
+    directory: Path,
+    formats: Sequence[str] = ("png",),
+    theme: Theme = LIGHT,
 ) -> list[Path]:
-    """Write every figure that the results allow as `directory/NAME.FORMAT`, in the light theme.
+    """Write every figure that the results allow as `directory/NAME.FORMAT`.
 
     Returns:
         The files written.
@@ -107,9 +135,9 @@ def save_figures(
     """
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in draw_all(record, per_example).items():
+    for name, figure in draw_all(record, per_example, theme).items():
         for image_format in formats:
             path = directory / f"{name}.{image_format}"
-            path.write_bytes(figure_bytes(figure, image_format))
+            path.write_bytes(figure_bytes(figure, image_format, theme))
             written.append(path)
     return written

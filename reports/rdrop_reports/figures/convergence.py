@@ -10,8 +10,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from rdrop_probes.records import CheckpointResult, Metric, RunRecord
 from rdrop_reports.figures.style import Look, Theme, look_of, new_figure
 from rdrop_reports.numbers import format_number, is_number
-from rdrop_reports.select import measured, most_telling, unit_of
-from rdrop_reports.text import called, elide, listed
+from rdrop_reports.select import measured, most_telling, short_name_of, unit_of
+from rdrop_reports.text import called, listed
 
 MOST_LINES = 6
 
@@ -24,7 +24,9 @@ def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> 
     figure = new_figure(3.4)
     axes = figure.subplots()
     for checkpoint in shown:
-        _draw_line(axes, checkpoint, look_of(record, checkpoint.name, theme))
+        _draw_line(
+            axes, checkpoint, look_of(record, checkpoint.name, theme), short_name_of(record, checkpoint.name, 20)
+        )
     _count_axis(axes, sorted({point.sub_models for c in shown for point in c.convergence}))
     axes.set(xlabel="Sub-models, K", title=f"EPKL ({unit_of(record)})")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -68,11 +70,11 @@ def _advice(metrics: list[Metric]) -> str:
     return "; more sub-models would narrow the estimate further"
 
 
-def _draw_line(axes: Axes, checkpoint: CheckpointResult, look: Look) -> None:
+def _draw_line(axes: Axes, checkpoint: CheckpointResult, look: Look, label: str) -> None:
     points = [p for p in checkpoint.convergence if is_number(p.estimate)]
     x = [p.sub_models for p in points]
     axes.plot(x, [p.estimate for p in points], color=look.colour, marker=look.marker, markersize=5,
-              linewidth=1.6, label=elide(checkpoint.name, 20))  # fmt: skip
+              linewidth=1.6, label=label)  # fmt: skip
     banded = [p for p in points if is_number(p.low) and is_number(p.high)]
     axes.fill_between(
         [p.sub_models for p in banded], [p.low or 0.0 for p in banded], [p.high or 0.0 for p in banded],

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from rdrop_probes.records import Metric, RunRecord
 from rdrop_reports.definitions import label
-from rdrop_reports.figures.forest import draw_interval, name_rows, value_axis
+from rdrop_reports.figures.forest import draw_interval, name_rows, say_rows, value_axis
 from rdrop_reports.figures.style import Look, Theme, look_of, new_figure
 from rdrop_reports.numbers import format_estimate, format_parts, is_number
-from rdrop_reports.select import comparison_of, in_order, measured, per_row, short_unit, unit_of
-from rdrop_reports.text import called, elide
+from rdrop_reports.select import as_rows, comparison_of, in_order, measured, per_row, short_name_of, short_unit, unit_of
+from rdrop_reports.text import called
 
 _FAMILY = ("epkl", "mutual_information", "reverse_mutual_information")
 
@@ -35,6 +35,7 @@ def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> 
     title = "EPKL" if len(record.checkpoints) > 1 else "Divergence between sub-models"
     axes.set_title(title + per_row(record))
     axes.set_xlabel(f"{short_unit(record)}; thick: masks alone, thin: new data")
+    say_rows(figure, record)
     return figure
 
 
@@ -71,8 +72,8 @@ def _rows(record: RunRecord, theme: Theme) -> list[Row]:
         look = look_of(record, only.name, theme)
         return [(label(name), metric, look) for name in _FAMILY if (metric := measured(only, name))]
     return [
-        (elide(c.name), metric, look_of(record, c.name, theme))
-        for c in in_order(record)
+        (short_name_of(record, c.name, 24), metric, look_of(record, c.name, theme))
+        for c in as_rows(record)
         if (metric := measured(c, "epkl"))
     ]
 

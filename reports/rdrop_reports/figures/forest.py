@@ -14,8 +14,7 @@ from rdrop_reports.definitions import is_share, unit_text
 from rdrop_reports.figures.axes import panels
 from rdrop_reports.figures.style import Look, Theme, look_of, quiet
 from rdrop_reports.numbers import is_number
-from rdrop_reports.select import in_order, measured
-from rdrop_reports.text import elide
+from rdrop_reports.select import as_rows, measured, rows_left_out, short_name_of
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,24 @@ def forest(record: RunRecord, wanted: Sequence[Panel], theme: Theme, *, from_zer
     kept = [panel for panel in wanted if _has_any(record, panel)]
     if not kept:
         return None
-    rows = len(record.checkpoints)
+    rows = len(as_rows(record))
     figure, axes = panels(len(kept), 2, 0.85 + 0.26 * max(rows, 2))
     for place, (axis, panel) in enumerate(zip(axes, kept, strict=True)):
         _draw_panel(axis, record, panel, theme)
         if from_zero:
             left, right = min(0.0, axis.get_xlim()[0]), axis.get_xlim()[1]
             axis.set_xlim(left, right + 0.06 * (right - left))  # marks at the right end are not cut
-        name_rows(axis, [elide(c.name, 16) for c in in_order(record)] if place % 2 == 0 else [""] * rows, theme)
+        name_rows(
+            axis, [short_name_of(record, c.name, 16) for c in as_rows(record)] if place % 2 == 0 else [""] * rows, theme
+        )
+    say_rows(figure, record)
     return figure
+
+
+def say_rows(figure: Figure, record: RunRecord) -> None:
+    """Say below the figure that it does not show every checkpoint, where it does not."""
+    if text := rows_left_out(record):
+        figure.supxlabel(text, fontsize=9)
 
 
 def name_rows(axes: Axes, names: Sequence[str], theme: Theme) -> None:
@@ -83,7 +91,7 @@ def _has_any(record: RunRecord, panel: Panel) -> bool:
 
 def _draw_panel(axes: Axes, record: RunRecord, panel: Panel, theme: Theme) -> None:
     percent = is_share(panel.metrics[0])
-    for row, checkpoint in enumerate(in_order(record)):
+    for row, checkpoint in enumerate(as_rows(record)):
         look = look_of(record, checkpoint.name, theme)
         for place, (name, marker) in enumerate(zip(panel.metrics, panel.markers, strict=True)):
             found = measured(checkpoint, name)

@@ -10,8 +10,8 @@ from rdrop_reports.figures.axes import log_limits, log_scatter, panels
 from rdrop_reports.figures.style import Theme, look_of
 from rdrop_reports.numbers import format_estimate, is_number
 from rdrop_reports.per_example import Array, joint
-from rdrop_reports.select import measured, most_telling, short_unit
-from rdrop_reports.text import called, elide, listed
+from rdrop_reports.select import measured, most_telling, short_name_of, short_unit
+from rdrop_reports.text import called, listed
 
 MOST_PANELS = 4
 _LESS = "dropping units does less than their gradients say"
@@ -27,7 +27,7 @@ def draw(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme) -> F
     limits = log_limits(*(array for arrays in shown.values() for array in arrays))
     for axis, (name, arrays) in zip(axes, shown.items(), strict=True):
         log_scatter(axis, *arrays, look_of(record, name, theme), theme, limits)
-        axis.set_title(elide(name, 18) if len(shown) > 1 else f"Measured EPKL ({short_unit(record)})")
+        axis.set_title(short_name_of(record, name) if len(shown) > 1 else f"Measured EPKL ({short_unit(record)})")
         axis.set_xlabel(f"Predicted EPKL ({short_unit(record)})")
     if len(shown) > 1:
         for axis in axes[::2]:

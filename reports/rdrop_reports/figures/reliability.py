@@ -12,8 +12,8 @@ from rdrop_reports.figures.axes import panels
 from rdrop_reports.figures.gap import MODE_LABELS, MODES
 from rdrop_reports.figures.style import Theme, look_of
 from rdrop_reports.numbers import format_estimate, is_number
-from rdrop_reports.select import measured, most_telling
-from rdrop_reports.text import called, elide
+from rdrop_reports.select import measured, most_telling, short_name_of
+from rdrop_reports.text import called
 
 MOST_PANELS = 4
 FIRM = 5  # examples that a bin needs to be joined to its neighbours by the line
@@ -52,7 +52,7 @@ def _draw_panel(axes: Axes, record: RunRecord, checkpoint: CheckpointResult, the
     for mode, rows in checkpoint.reliability.items():
         if mode in MODES and rows:
             _draw_line(axes, rows, mode, colours[mode], theme)
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), box_aspect=1, title=elide(checkpoint.name, 18))
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), box_aspect=1, title=short_name_of(record, checkpoint.name))
     axes.set_xlabel("Confidence")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks([0, 0.5, 1])

@@ -12,8 +12,8 @@ from rdrop_reports.figures.axes import floor_of, log_axis, log_limits, log_scatt
 from rdrop_reports.figures.style import Theme, look_of, new_figure
 from rdrop_reports.numbers import format_count, format_number, format_parts
 from rdrop_reports.per_example import Array, paired, values
-from rdrop_reports.select import checkpoint_named, most_telling, short_unit
-from rdrop_reports.text import called, elide, listed
+from rdrop_reports.select import checkpoint_named, most_telling, short_name_of, short_unit
+from rdrop_reports.text import called, listed
 
 MOST_PANELS = 4
 MOST_LINES = 6
@@ -28,8 +28,8 @@ def draw_pairs(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme
     limits = log_limits(*(array for arrays in shown.values() for array in arrays))
     for place, (axis, (name, arrays)) in enumerate(zip(axes, shown.items(), strict=True)):
         log_scatter(axis, *arrays, look_of(record, name, theme), theme, limits)
-        axis.set_title(elide(name, 18))
-        axis.set_xlabel(elide(record.reference, 18))
+        axis.set_title(short_name_of(record, name))
+        axis.set_xlabel(short_name_of(record, record.reference or ""))
         axis.set_ylabel("" if place % 2 else f"EPKL ({short_unit(record)})")
     return figure
 
@@ -54,7 +54,7 @@ def draw_ecdf(record: RunRecord, per_example: pd.DataFrame | None, theme: Theme)
     for name, array in shown.items():
         look = look_of(record, name, theme)
         x, y = _steps(np.maximum(array, floor))
-        axes.plot(x, y, color=look.colour, linewidth=1.8, drawstyle="steps-post", label=elide(name, 20),
+        axes.plot(x, y, color=look.colour, linewidth=1.8, drawstyle="steps-post", label=short_name_of(record, name, 20),
                   marker=look.marker, markevery=max(1, len(x) // 4), markersize=5.5)  # fmt: skip
     log_axis(axes, "x")
     axes.set(ylim=(0, 1.02), xlabel=f"EPKL ({short_unit(record)})", title="Share of examples at or below")

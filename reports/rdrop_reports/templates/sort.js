@@ -3,17 +3,17 @@
 addEventListener("beforeprint", () => {
   for (const folded of document.querySelectorAll("details")) folded.open = true;
 });
-// Click a column's head to sort its table; the page is complete without this.
+// Click a column's head, or the button in it, to sort its table; the page is complete without this.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   if (body.rows.length < 3) continue;
   [...table.tHead.rows[0].cells].forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.title = "Sort by this column";
-    button.append(...head.childNodes);
+    button.setAttribute("aria-label", "Sort by this column");
     head.append(button);
-    button.addEventListener("click", () => {
+    head.addEventListener("click", (event) => {
+      if (event.target.closest("a")) return;
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");

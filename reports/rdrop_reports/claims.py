@@ -1,0 +1,66 @@
+"""What the theory claims, held against these numbers, in sentences."""
+
+from __future__ import annotations
+
+from rdrop_probes.records import Ranking, RunRecord
+from rdrop_reports.definitions import label
+from rdrop_reports.numbers import format_number, format_p, format_parts, is_number
+from rdrop_reports.outcome import outcome_of
+from rdrop_reports.select import comparison_of, measured, most_telling_with, unit_of
+from rdrop_reports.text import called, listed
+
+MOST = 4
+SIGNIFICANT = 0.05
+FEWEST = 5  # checkpoints: of 4 in the very same order, p is 2 of 24 permutations
+_OUTCOMES = {"more consistent": "lower", "less consistent": "higher"}
+
+
+def claims(record: RunRecord) -> list[str]:
+    """Whether the constraint holds, for which epsilon, and whether the parameters have less freedom."""
+    freedom = [sentence for name in ("fisher_trace", "effective_dimension") if (sentence := _lower(record, name))]
+    return [*_constraint(record), *freedom]
+
+
+def ranks(record: RunRecord) -> list[str]:
+    """Which metrics rank the checkpoints as EPKL does, and which are not shown to."""
+    known = [r for r in record.rankings if is_number(r.correlation)]
+    if not known:
+        return []
+    alike = [r for r in known if _is_shown(r) and (r.correlation or 0) > 0]
+    if known[0].n < FEWEST:
+        return [f"{known[0].n} checkpoints are too few to show that anything ranks them as EPKL does."]
+    if not alike:
+        return [f"No metric is shown to rank the {known[0].n} checkpoints as EPKL does."]
+    best = sorted(alike, key=lambda r: -(r.correlation or 0))[:3]
+    parts = [f"{label(r.metric)} ({format_number(r.correlation)}, {format_p(r.p_value)})" for r in best]
+    rest = len(known) - len(alike)
+    more = f"; {rest} other{'s are' if rest > 1 else ' is'} not shown to" if rest else ""
+    return [f"Of {known[0].n} checkpoints, these rank as EPKL does, by rank correlation: {listed(parts)}{more}."]
+
+
+def _is_shown(ranking: Ranking) -> bool:
+    return is_number(ranking.p_value) and ranking.p_value < SIGNIFICANT
+
+
+def _constraint(record: RunRecord) -> list[str]:
+    shown = most_telling_with(record, MOST, lambda c: measured(c, "constraint_epsilon"))
+    parts = [
+        f"{format_number(m.estimate)} for {called(c.name)}" for c in shown if (m := measured(c, "constraint_epsilon"))
+    ]
+    if not parts:
+        return []
+    first = f"With 95% confidence the constraint, mean EPKL ≤ ε, holds from this ε on, in {unit_of(record)}"
+    return [f"{first}: {listed(parts)}."]
+
+
+def _lower(record: RunRecord, metric: str) -> str:
+    """How a metric of the candidates stands to that of the reference."""
+    parts = []
+    for checkpoint in most_telling_with(record, MOST, lambda c: measured(c, metric)):
+        found = comparison_of(record, checkpoint.name, metric)
+        if found is None or not is_number(found.ratio):
+            continue
+        outcome = _OUTCOMES.get(outcome_of(found), "no difference shown")
+        ratio = format_parts(found.ratio, found.ratio_low, found.ratio_high)
+        parts.append(f"{ratio} for {called(checkpoint.name)} ({outcome})")
+    return f"{label(metric)}, as a multiple of that of {called(record.reference)}: {listed(parts)}." if parts else ""
