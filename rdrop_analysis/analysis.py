@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from rdrop_analysis.arms import arms, reference_among
 from rdrop_analysis.assembling import (
     choose_reference,
     comparisons,
@@ -23,14 +24,16 @@ from rdrop_analysis.assembling import (
     run_findings,
     said_once,
 )
+from rdrop_analysis.axis import axis_of, check_axis
 from rdrop_analysis.errors import INTERRUPTED, CheckpointError, RDropAnalysisError, UsageError
 from rdrop_analysis.gallery import most_inconsistent
+from rdrop_analysis.grouping import Groups, Lineup, line_up
 from rdrop_analysis.identity import tool_version
 from rdrop_analysis.journal import JournalError
 from rdrop_analysis.measuring import Measured, measure_subject
 from rdrop_analysis.results import Results
 from rdrop_analysis.sources import Source
-from rdrop_analysis.subjects import Entry, Models, entries
+from rdrop_analysis.subjects import Entry, Models
 from rdrop_analysis.tasks import AUTO, TASKS
 from rdrop_analysis.work import Place
 from rdrop_analysis.workers import local_rank, unexpected
@@ -38,6 +41,7 @@ from rdrop_probes.arithmetic import Precision
 from rdrop_probes.items import PartDone
 from rdrop_probes.masks import Masks
 from rdrop_probes.precision import USUAL
+from rdrop_probes.rankings import rankings
 from rdrop_probes.records import SCHEMA_VERSION, Failure, RunRecord, Unit
 from rdrop_probes.settings import Settings
 from rdrop_probes.statistics import LEVEL
@@ -50,7 +54,7 @@ DEFAULT_TOLERANCE = 0.05  # of the mean EPKL
 
 
 def analyze(
-    models: Models,
+    models: Models | None = None,
     data: object = None,
     *,
     sub_models: int | Literal["auto"] = 32,
@@ -62,10 +66,13 @@ def analyze(
     model: Callable[..., nn.Module] | None = None,
     task: str = AUTO,
     reference: str | None = None,
+    groups: Groups | None = None,
+    over: str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
     memory: int | None = None,
     precision: Precision | None = None,
+    dropout: float | Sequence[float] | None = None,
     device: str = "cpu",
     unit: Unit = "nats",
     trust_code: bool = False,
@@ -77,14 +84,16 @@ def analyze(
     """Measure the train/inference inconsistency of models trained with dropout.
 
     Args:
-        models: a checkpoint's path, a module, a sequence of these, or a mapping of names to them.
+        models: a checkpoint's path, a module, a sequence of these, or a mapping of names to them; None where `groups`
+            names them all.
         data: a built-in name (`digits`), a file (arrays, or texts and images that the checkpoint's own tokenizer or
             processor reads), `mod:callable`, an `(inputs, labels)` pair, or an iterable of batches; None takes the
             data that a self-describing checkpoint names.
         sub_models: K, how many sub-models to sample, at least 2; "auto" lets a pilot choose as few as will do.
         tolerance: with "auto", how far the mean EPKL of these very examples may be from what infinitely many sub-models
             would give, with 95% confidence and relative to it; 0.05 by default.
-        probes: names of the probes to run; None runs all that fit the data.
+        probes: names of the probes to run; None runs all that fit the data and are cheap, which `default` in a list
+            stands for; `attribution`, `freedom` and `noise_floor` run on request.
         seed: every mask follows from it; the same masks serve all checkpoints of one architecture.
         masks: "per-example" as in training, or "shared" by all examples, so that a sub-model is one network.
         strategy: "auto" tries how sub-models are run fastest; "vmap", "fold" and "loop" insist, and then nothing
@@ -92,14 +101,20 @@ def analyze(
         model: builds the module that plain state dicts are loaded into, strictly.
         task: what the outputs are, a name in `rdrop_analysis.tasks.TASKS`; "auto" goes by what the checkpoint says,
             else by the shapes of outputs and labels.
-        reference: name of the checkpoint the others are compared with; None takes the first trained with
+        reference: name of the checkpoint (or group) the others are compared with; None takes the first trained with
             alpha 0, else the first.
+        groups: checkpoints that differ in nothing but their training seed, by the name of the group: paths, patterns
+            of paths, modules, or names of `models`. Groups are compared over seeds, paired where these are the same.
+        over: a training setting (`alpha`, `epoch`, ...) that results are drawn over, read from the settings of the
+            checkpoints or their names (`alpha-0.5.pt`).
         batch_size: examples at a time; None chooses by the size of an example.
         limit: use only the first examples.
         memory: bytes that sums over sub-models and gradients are kept within, about; a pass over a few examples takes
             what it takes. None for what the machine has.
         precision: what all passes compute in: "bf16" or "fp16" (torch's autocast), "fp32", or None for the
             checkpoint's own. Sums over sub-models do not go by it.
+        dropout: rates to sweep: the EPKL with every dropout at each of them, measured and predicted, beside that at the
+            model's own rates.
         device: where to run, such as "cpu" or "cuda".
         unit: what divergences are shown in.
         trust_code: read pickled modules and TorchScript, which run code of theirs when read.
@@ -117,23 +132,24 @@ def analyze(
         CheckpointError, DataError, UnsafeFileError: see these; with `keep_going` only if nothing was measured.
         PartDone: this process has done its part of the work, and the numbers come together in another.
     """
-    settings = _settings(sub_models, tolerance, seed, masks, strategy, memory, precision)
+    settings = _settings(sub_models, tolerance, seed, masks, strategy, memory, precision, dropout)
     for name, value, allowed in (("task", task, (AUTO, *TASKS)), ("unit", unit, get_args(Unit))):
         if value not in allowed:
             raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
     probes = probes.split(",") if isinstance(probes, str) else probes
-    named = entries(models)
-    if reference is not None and reference not in (known := [entry.name for entry in named]):
-        raise UsageError(f"there is no checkpoint {reference!r} to be the reference: choose from {', '.join(known)}")
+    lineup = line_up(models, groups)
+    lineup.check_reference(reference)
     if resume is not None and (not isinstance(resume, str | Path) or not str(resume)):
         raise UsageError(f"resume must be a directory, not {resume!r}")
     place = place or Place(directories=() if resume is None else (Path(resume),))
     here = _device(device, shared=place.team.size > 1)
     options = Options(settings, here, model, probes, batch_size, limit, task, trust_code, keep_going)
     run = _Run(options, progress, Source(data, limit, task), place)
+    if over is not None:
+        check_axis(over, lineup.entries, trust_code=trust_code)
     started = time.monotonic()
     run.source.open()
-    run.measure_all(named)
+    run.measure_all(lineup.entries)
     config: dict[str, object] = {
         "sub_models": sub_models,
         "tolerance": settings.tolerance,
@@ -144,12 +160,14 @@ def analyze(
         "limit": limit,
         "memory": memory,
         "precision": precision,
+        "dropout": None if settings.dropout is None else list(settings.dropout),
+        "over": over,
         "task": run.tasks,
         "probes": list(probes) if probes is not None else run.probes_run(),
         "unit": unit,
         "level": LEVEL,
     }
-    return run.results(reference, config, time.monotonic() - started)
+    return run.results(lineup, reference, config, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -274,14 +292,20 @@ class _Run:
         """Names of the probes that fitted the data."""
         return list(dict.fromkeys(name for m in self.measured for name in m.probes))
 
-    def results(self, reference: str | None, config: dict[str, object], seconds: float) -> Results:
+    def results(self, lineup: Lineup, wanted: str | None, config: dict[str, object], seconds: float) -> Results:
         if not self.place.keeps_results:
             raise self._end_of_part()
         data = self.source.data
         if data is None or not self.measured:
             raise self.first or UsageError("nothing was measured")
+        reference = reference_among(self.measured, lineup.groups, wanted)
         chosen = choose_reference(self.measured, reference)
-        notes = run_findings(self.measured, reference) + data_findings(data, self.source.differing)
+        checkpoints = [m.result for m in self.measured]
+        over = config["over"]
+        axis = None if over is None else axis_of(str(over), checkpoints)
+        grouped = arms(self.measured, lineup.groups, wanted, axis)
+        notes = run_findings(self.measured, reference) + grouped.findings
+        notes += data_findings(data, self.source.differing)
         record = RunRecord(
             schema_version=SCHEMA_VERSION,
             tool={"name": "rdrop-analysis", "version": tool_version()},
@@ -290,12 +314,17 @@ class _Run:
             environment=environment(self.options.device),
             config=config,
             data=data_record(data, self.measured),
-            checkpoints=[m.result for m in self.measured],
+            checkpoints=checkpoints,
             reference=chosen.result.name if len(self.measured) > 1 else None,
             comparisons=comparisons(chosen, self.measured),
             examples=most_inconsistent(self.measured, data),
             warnings=[*notes, *said_once([f for m in self.measured for f in m.findings], len(self.measured))],
             failures=self.failures,
+            groups=grouped.groups,
+            reference_group=grouped.reference_group,
+            group_comparisons=grouped.group_comparisons,
+            axis=axis,
+            rankings=rankings(checkpoints),
         )
         journals = None if self.failures else self.place.spent_when_saved
         return Results(record, per_example_table(self.measured, data), journals)
@@ -309,6 +338,7 @@ def _settings(
     strategy: Strategy,
     memory: int | None,
     precision: Precision | None,
+    dropout: float | Sequence[float] | None,
 ) -> Settings:
     if tolerance is not None and sub_models != "auto":
         raise UsageError("a tolerance goes with as many sub-models as it takes: make their number auto")
@@ -325,8 +355,11 @@ def _settings(
     ):
         if value not in allowed:
             raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(map(str, allowed))}")
+    rates = None if dropout is None else tuple(dropout) if isinstance(dropout, Sequence) else (dropout,)
     try:
-        return Settings(count, seed, masks, strategy, tolerance=tolerance, memory=memory, precision=precision)
+        return Settings(
+            *(count, seed, masks, strategy), tolerance=tolerance, memory=memory, precision=precision, dropout=rates
+        )
     except ValueError as problem:
         raise UsageError(str(problem)) from problem
 

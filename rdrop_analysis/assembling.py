@@ -24,6 +24,7 @@ OF_THE_TASK = frozenset(
         "outputs_are_probabilities",
         "one_output",
         "several_outputs",
+        "freedom_examples",
         "sampled_classes",
     }
 )
@@ -101,7 +102,9 @@ def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
             shared_masks=reference.measurement.shared_masks or candidate.measurement.shared_masks,
         )
         for name in candidate.result.metrics
-        if name in reference.columns and not (name in BIASED_IN_K and _differ_in_k(reference, candidate))
+        if name in reference.columns
+        and name in candidate.columns
+        and not (name in BIASED_IN_K and _differ_in_k(reference, candidate))
     ]
 
 
@@ -118,11 +121,8 @@ def per_example_table(measured: Sequence[Measured], data: Data) -> pd.DataFrame:
 
 def _frame(m: Measured, data: Data) -> pd.DataFrame:
     n = data.n_examples
-    columns = {
-        name: m.columns[name].values
-        for name in m.result.metrics
-        if m.columns[name].tabulated and len(m.columns[name].values) == n
-    }
+    found = {name: m.columns[name] for name in m.result.metrics if name in m.columns}
+    columns = {name: c.values for name, c in found.items() if c.tabulated and len(c.values) == n}
     fixed: dict[str, object] = {"checkpoint": m.result.name, "example": np.arange(n)}
     if m.reader.task.per == "example":
         fixed |= {"label": labels_column(data), "prediction": m.measurement.predictions}

@@ -29,7 +29,7 @@ Examples:
   rdrop-analyze sites weights.pt --model net.py:Net --data test.npz
 
 \b
-Exit codes: 0 done, 2 usage, 3 refused as unsafe, 4 unreadable checkpoint
+Exit codes: 0 done, 1 a --fail-if gate failed, 2 usage, 3 refused as unsafe, 4 unreadable checkpoint
 or data, 130 interrupted (what was finished is saved)."""
 
 

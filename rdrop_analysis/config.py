@@ -15,7 +15,7 @@ from rdrop_analysis.errors import UnsafeFileError, UsageError
 
 OWN_FILE = "rdrop.toml"
 TABLE = "rdrop-analysis"
-NOT_FROM_FILES = frozenset({"checkpoints", "trust_code"})
+NOT_FROM_FILES = frozenset({"checkpoints", "groups", "trust_code"})
 
 
 def fill_from_files(
@@ -95,8 +95,9 @@ def _in_place(path: Path, name: str, value: Any) -> Any:
 def _check_trusted(path: Path, name: str, value: Any, *, trust_code: bool) -> None:
     """A directory somebody else made must not get its code run by lying around: only the current one may."""
     is_elsewhere = not trust_code and path.parent.resolve() != Path.cwd()
-    if is_elsewhere and name == "output":
-        raise UnsafeFileError(f"{path} chooses where to write ({value!r}): pass --output yourself, or --trust-code")
+    if is_elsewhere and name in ("output", "junit", "log_to"):
+        option = name.replace("_", "-")
+        raise UnsafeFileError(f"{path} chooses where to write ({value!r}): pass --{option} yourself, or --trust-code")
     is_code = name in ("model", "data") and isinstance(value, str) and ":" in value and not _is_built_in(value)
     if is_code and is_elsewhere:
         raise UnsafeFileError(
@@ -111,10 +112,13 @@ def _is_built_in(value: str) -> bool:
 
 
 def _converted(ctx: click.Context, parameter: click.Parameter, path: Path, key: str, value: Any) -> Any:
-    if isinstance(value, list) and not isinstance(parameter.type, NameList):
+    several = isinstance(parameter, click.Option) and parameter.multiple
+    if isinstance(value, list) and not (several or isinstance(parameter.type, NameList)):
         raise UsageError(f"{path}: {key} takes one value, not a list")
     is_flag = isinstance(parameter, click.Option) and parameter.is_flag
-    if not is_flag and not isinstance(value, list):
+    if several:
+        value = [str(one) for one in (value if isinstance(value, list) else [value])]
+    elif not is_flag and not isinstance(value, list):
         value = str(value)  # as it would stand on the command line, so that true is no 1 and 1.5 no 1
     try:
         return parameter.type_cast_value(ctx, value)

@@ -7,13 +7,26 @@ import hashlib
 import os
 import reprlib
 from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rdrop_analysis.errors import DataError, RDropAnalysisError
+from rdrop_analysis.errors import DataError, RDropAnalysisError, UsageError
 
 PICTURES = ("png", "svg", "pdf")
-FORMATS = ("html", *PICTURES, "json", "csv")
+FORMATS = ("html", *PICTURES, "json", "csv", "parquet", "latex", "markdown")
+
+
+def check_formats(formats: Collection[str]) -> None:
+    """See that results can be written in these formats, before any work is done for them.
+
+    Raises:
+        UsageError: one of them is unknown, or needs a package that is not installed.
+    """
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UsageError(f"unknown format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
+    if "parquet" in formats and find_spec("pyarrow") is None:
+        raise UsageError("the format parquet needs pyarrow: pip install 'rdrop-analysis[parquet]', or write csv")
 
 
 def check_writable(directory: Path) -> None:

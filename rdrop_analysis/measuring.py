@@ -27,6 +27,7 @@ from rdrop_probes.precision import LADDER, PILOT, PILOT_EXAMPLES, PILOT_NUMBERS,
 from rdrop_probes.probe import Probe
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
+from rdrop_probes.selection import Selection
 from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.statistics import metric
@@ -95,7 +96,8 @@ def measure_subject(
         data = with_whole_labels(data)
     check_labels(data, reader.n_classes)
     try:
-        chosen = choose(probes, labels=_has_labels(reader, data), family=reader.family.name)
+        labels, sweep = _has_labels(reader, data), settings.dropout is not None
+        chosen = choose(probes, labels=labels, family=reader.family.name, sweep=sweep)
     except ValueError as problem:
         raise UsageError(str(problem)) from problem
     work = Work()
@@ -117,6 +119,7 @@ def measure_subject(
                 progress=progress,
                 work=work,
                 pilot=None if settings.tolerance is None else _pilot(reader, data, known),
+                selection=_selection(reader, data, chosen),
             )
     except StrategyError as problem:
         raise UsageError(f"{subject.name}: {problem}") from problem
@@ -137,6 +140,16 @@ def _pilot(reader: Reader, data: Data, known: int | None) -> Pilot:
     numbers = PILOT * reader.n_classes * (1 if rows is None else rows[0].numel())
     n = max(1, min(PILOT_EXAMPLES, PILOT_NUMBERS // numbers))
     return Pilot([reader.rows(batch) for batch in data.spread(n)], data.n_examples, known)
+
+
+def _selection(reader: Reader, data: Data, chosen: Sequence[type[Probe]]) -> Selection | None:
+    """Examples from all over the data for the probes that compute on some together; None if there are none."""
+    most = max((probe.together for probe in chosen), default=0)
+    if not most:
+        return None
+    wanted = max(1, data.n_examples // -(-data.n_examples // most))
+    step = data.n_examples // wanted
+    return Selection([reader.rows(b) for b in data.spread(wanted)], range(0, data.n_examples, step), data.n_examples)
 
 
 def _with_precision(measured: Measured, tolerance: float) -> Measured:
@@ -204,7 +217,7 @@ def _result(subject: Subject, found: Measurement) -> CheckpointResult:
     metrics = {
         name: metric(column, unit=found.units[name], shared_masks=found.shared_masks)
         for name, column in found.columns.items()
-    }
+    } | found.metrics
     return CheckpointResult(
         name=subject.name,
         path=subject.path,

@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.files import FORMATS, PICTURES, check_writable, write_whole
+from rdrop_analysis.files import PICTURES, check_formats, check_writable, printable, write_whole
 from rdrop_analysis.journal import Spent
 from rdrop_probes.records import RunRecord, Unit, in_unit, read_record, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
 
 RESULTS = "results.json"
-PER_EXAMPLE = "per_example.csv"
+PER_EXAMPLE = "per_example"
+TABLES = ("summary.csv", "summary.parquet", f"{PER_EXAMPLE}.csv", f"{PER_EXAMPLE}.parquet", "tables.tex", "tables.md")
+Style = Literal["screen", "paper"]
 DEFAULT_FORMATS = ("html", "png", "json", "csv")
 
 
@@ -61,8 +63,27 @@ class Results:
 
         return comparisons_frame(self.shown)
 
+    @property
+    def groups(self) -> pd.DataFrame:
+        """One row a group of training seeds and metric: mean over seeds, interval for new training runs."""
+        from rdrop_reports.group_frames import groups_frame
+
+        return groups_frame(self.shown)
+
+    @property
+    def group_comparisons(self) -> pd.DataFrame:
+        """One row a group and metric: difference to the reference group, interval, effect size, p-values."""
+        from rdrop_reports.group_frames import group_comparisons_frame
+
+        return group_comparisons_frame(self.shown)
+
     def save(
-        self, directory: str | Path, formats: str | Sequence[str] = DEFAULT_FORMATS, *, clear: bool = False
+        self,
+        directory: str | Path,
+        formats: str | Sequence[str] = DEFAULT_FORMATS,
+        *,
+        clear: bool = False,
+        style: Style = "screen",
     ) -> Path:
         """Write report.html, figures/, results.json, summary.csv and per_example.csv; returns the directory.
 
@@ -70,33 +91,53 @@ class Results:
         figures are drawn. With `clear`, the files that an earlier run left under these names are removed before.
         The work items that `analyze(resume=...)` kept are removed at the end, unless a checkpoint failed.
 
+        Args:
+            directory: where to write, made if need be.
+            formats: `html`, `json`, `csv` and `parquet` (both tables), `latex` and `markdown` (tables ready to paste),
+                and `png`, `svg` and `pdf` for figures.
+            clear: remove what an earlier run wrote.
+            style: of the figures: "screen", or "paper" for a column of a paper.
+
         Raises:
-            UsageError: an unknown format.
+            UsageError: an unknown format or style, or one that needs a package that is not installed.
             DataError: the directory cannot be written.
         """
         formats = formats.split(",") if isinstance(formats, str) else formats
-        if unknown := [name for name in formats if name not in FORMATS]:
-            raise UsageError(f"unknown format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
+        check_formats(formats)
+        if style not in get_args(Style):
+            raise UsageError(f"unknown style {style!r}: choose from {', '.join(get_args(Style))}")
         directory = Path(directory)
         check_writable(directory)
         if clear:
             _clear(directory)
         if "json" in formats:
             write_whole(directory / RESULTS, to_json(self.record), DataError)
-        if "csv" in formats:
-            self._write_tables(directory)
+        for name, content in self._tables(formats):
+            write_whole(directory / name, content, DataError)
         if pictures := [name for name in PICTURES if name in formats]:
-            _write_figures(self.shown, self.per_example, directory / "figures", pictures)
+            _write_figures(self.shown, self.per_example, directory / "figures", pictures, style)
         if "html" in formats:
             self.report(directory / "report.html")
         if self.journals is not None:
             self.journals.discard()
         return directory
 
-    def _write_tables(self, directory: Path) -> None:
-        write_whole(directory / "summary.csv", self.summary.to_csv(index=False).encode(), DataError)
-        if self.per_example is not None:
-            write_whole(directory / PER_EXAMPLE, self.per_example.to_csv(index=False).encode(), DataError)
+    def _tables(self, formats: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Names and contents of the files with tables."""
+        frames = {"summary": self.summary, PER_EXAMPLE: self.per_example}
+        for name, frame in frames.items():
+            if "csv" in formats and frame is not None:
+                yield f"{name}.csv", frame.to_csv(index=False).encode()
+            if "parquet" in formats and frame is not None:
+                yield f"{name}.parquet", frame.to_parquet(None, engine="pyarrow", index=False)
+        if "latex" in formats:
+            from rdrop_reports.latex import latex_tables
+
+            yield "tables.tex", latex_tables(self.shown).encode()
+        if "markdown" in formats:
+            from rdrop_reports.markdown import markdown_tables
+
+            yield "tables.md", markdown_tables(self.shown).encode()
 
     def report(self, path: str | Path) -> Path:
         """Write the HTML report alone."""
@@ -117,7 +158,7 @@ class Results:
 
 
 def _write_figures(
-    record: RunRecord, per_example: pd.DataFrame | None, directory: Path, formats: Sequence[str]
+    record: RunRecord, per_example: pd.DataFrame | None, directory: Path, formats: Sequence[str], style: Style
 ) -> None:
     """Draw into a folder beside, then move each figure into `directory`.
 
@@ -125,11 +166,13 @@ def _write_figures(
         DataError: it cannot be written.
     """
     from rdrop_reports.figures import save_figures
+    from rdrop_reports.figures.style import LIGHT, PAPER
 
+    theme = PAPER if style == "paper" else LIGHT
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=directory.parent, prefix=".rdrop-") as scratch:
-            for drawn in save_figures(record, per_example, Path(scratch), formats=tuple(formats)):
+            for drawn in save_figures(record, per_example, Path(scratch), tuple(formats), theme):
                 drawn.replace(directory / drawn.name)
     except OSError as problem:
         raise DataError(f"cannot write figures to {directory}: {problem.strerror}") from problem
@@ -141,7 +184,7 @@ def _clear(directory: Path) -> None:
 
     figures = [directory / "figures" / f"{name}.{suffix}" for name in FIGURES for suffix in PICTURES]
     try:
-        for path in (*figures, *(directory / name for name in (RESULTS, "summary.csv", PER_EXAMPLE, "report.html"))):
+        for path in (*figures, *(directory / name for name in (RESULTS, *TABLES, "report.html"))):
             path.unlink(missing_ok=True)
     except OSError as problem:
         raise DataError(f"cannot write to {directory}: {problem.strerror}; name another with --output") from problem
@@ -153,8 +196,6 @@ def load_results(path: str | Path) -> Results:
     Raises:
         DataError: the files cannot be read or are not results.
     """
-    import pandas as pd
-
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
     try:
@@ -162,11 +203,27 @@ def load_results(path: str | Path) -> Results:
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem).splitlines()[0]
         raise DataError(f"{path} cannot be read as results: {reason}") from problem
-    table = path.with_name(PER_EXAMPLE)
+    return Results(record, _per_example_beside(path))
+
+
+def _per_example_beside(path: Path) -> pd.DataFrame | None:
+    """The per-example table beside a `results.json`, None if there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    import pandas as pd
+
+    tables = [path.with_name(f"{PER_EXAMPLE}{suffix}") for suffix in (".csv", ".parquet")]
+    table = next((table for table in tables if table.exists()), None)
+    if table is None:
+        return None
+    if table.suffix == ".parquet":
+        check_formats(["parquet"])
     try:
-        per_example = pd.read_csv(table) if table.exists() else None
-        if per_example is not None and "label" in per_example:
+        per_example = pd.read_csv(table) if table.suffix == ".csv" else pd.read_parquet(table, engine="pyarrow")
+        if "label" in per_example:
             per_example["label"] = pd.to_numeric(per_example["label"]).convert_dtypes()
     except (OSError, ValueError, TypeError) as problem:
-        raise DataError(f"{table} cannot be read: {str(problem).splitlines()[0]}") from problem
-    return Results(record, per_example)
+        raise DataError(f"{table} cannot be read: {printable(problem, 200)}") from problem
+    return per_example

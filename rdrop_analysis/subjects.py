@@ -58,7 +58,8 @@ def entries(models: Models) -> list[Entry]:
         named = [Entry(str(name), model) for name, model in models.items()]
     else:
         listed: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
-        named = [Entry(name, model) for name, model in zip(_names(listed), listed, strict=True)]
+        paths = [Path(m) if isinstance(m, str | Path) else Path(f"model-{i}") for i, m in enumerate(listed, 1)]
+        named = [Entry(name, model) for name, model in zip(names_of(paths), listed, strict=True)]
     for entry in named:
         if not isinstance(entry.model, str | Path | nn.Module):
             kind = type(entry.model).__name__
@@ -74,8 +75,8 @@ def entries(models: Models) -> list[Entry]:
     return named
 
 
-def _names(models: Sequence[Any]) -> list[str]:
-    paths = [Path(m) if isinstance(m, str | Path) else Path(f"model-{i}") for i, m in enumerate(models, 1)]
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A name for each path: its stem, lengthened until names differ."""
     return list(_distinct([_naming(path) for path in paths]))
 
 

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rdrop_analysis.files import printable, visible
-from rdrop_probes.records import Metric, RunRecord
+from rdrop_probes.records import CheckpointResult, GroupResult, Metric, RunRecord
 from rdrop_reports.definitions import is_share, label, unit_text
 from rdrop_reports.numbers import format_parts
 from rdrop_reports.verdict import caveats, headline, verdicts
@@ -189,18 +189,19 @@ def _show_verdict(console: Console, record: RunRecord) -> None:
 
 
 def _metrics_table(record: RunRecord, width: int) -> Table:
-    """One column a checkpoint, as many as fit with an interval on one line."""
-    shown = record.checkpoints[: max(1, (width - LABEL_WIDTH) // COLUMN_WIDTH)]
-    columns = (Column(escape(checkpoint.name), overflow="fold", min_width=COLUMN_WIDTH - 2) for checkpoint in shown)
+    """One column a group of training seeds or else a checkpoint, as many as fit with an interval on one line."""
+    subjects: Sequence[GroupResult | CheckpointResult] = record.groups or record.checkpoints
+    shown = subjects[: max(1, (width - LABEL_WIDTH) // COLUMN_WIDTH)]
+    columns = (Column(escape(subject.name), overflow="fold", min_width=COLUMN_WIDTH - 2) for subject in shown)
     table = Table(Column("metric", width=LABEL_WIDTH), *columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in HEADLINE_METRICS:
-        found = [checkpoint.metrics.get(name) for checkpoint in shown]
+        found = [subject.metrics.get(name) for subject in shown]
         unit = next((metric.unit for metric in found if metric is not None), None)
         if unit is not None:
             text = "" if is_share(name) else unit_text(name, unit)
             title = f"{label(name)} ({text})" if text else label(name)
             table.add_row(escape(title), *(_cell(metric, name) for metric in found))
-    hidden = len(record.checkpoints) - len(shown)
+    hidden = len(subjects) - len(shown)
     table.caption = f"{hidden} more in summary.csv" if hidden else None
     return table
 

@@ -8,11 +8,16 @@ from typing import Any
 import click
 
 from rdrop_analysis.commands.options import (
+    FORMAT_HELP,
     AutoInt,
     Bytes,
     NameList,
+    Rates,
     Shard,
     SubModelCount,
+    delivery,
+    first_named,
+    group_and_over,
     model_and_data,
     output,
     task,
@@ -23,13 +28,15 @@ from rdrop_analysis.files import FORMATS
 
 
 @click.command()
-@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...", type=click.Path(path_type=Path))
+@click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT...", type=click.Path(path_type=Path))
 @model_and_data
 @task
 @click.option(
     "--probes",
     type=NameList(),
-    help="Which probes to run: pairwise_kl, gap, calibration, jacobian, prediction. Default: all that fit the data.",
+    help="Which probes to run: pairwise_kl, gap, calibration, jacobian, prediction, averaging, temperature; on"
+    " request attribution, freedom, noise_floor. Default: default, the former as far as they fit the data;"
+    " default,attribution adds to them.",
 )
 @click.option(
     "--sub-models",
@@ -75,7 +82,13 @@ from rdrop_analysis.files import FORMATS
     show_default=True,
     help="How sub-models are run: auto takes what is fastest on the first batch and gives what one by one gives.",
 )
+@click.option(
+    "--dropout",
+    type=Rates(),
+    help="Rates to sweep at inference: EPKL measured and predicted with every dropout at each of them.",
+)
 @click.option("--reference", metavar="NAME", help="Compared with. Default: the first of alpha 0, else the first.")
+@group_and_over
 @click.option(
     "--shard",
     type=Shard(),
@@ -84,9 +97,10 @@ from rdrop_analysis.files import FORMATS
 )
 @output("rdrop-report")
 @click.option(
-    "--format", "formats", type=NameList(FORMATS), default="html,png,json,csv", show_default=True, help="What to write."
+    "--format", "formats", type=NameList(FORMATS), default="html,png,json,csv", show_default=True, help=FORMAT_HELP
 )
 @click.option("--unit", type=click.Choice(["nats", "bits"]), default="nats", show_default=True)
+@delivery
 @trust
 @verbosity
 @click.pass_context
@@ -105,5 +119,6 @@ def analyze(ctx: click.Context, /, checkpoints: tuple[Path, ...], trust_code: bo
     from rdrop_analysis.commands.running import run
     from rdrop_analysis.config import fill_from_files
 
-    settings = fill_from_files(ctx, given, checkpoints, trust_code=trust_code)
+    first = first_named(checkpoints, given["groups"])
+    settings = fill_from_files(ctx, given, first, trust_code=trust_code)
     run(ctx, list(map(str, checkpoints)), settings, trust_code=trust_code)

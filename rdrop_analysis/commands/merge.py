@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rdrop_analysis.commands.analyze import analyze
-from rdrop_analysis.commands.options import NameList, model_and_data, trust, verbosity
+from rdrop_analysis.commands.options import NameList, delivery, model_and_data, trust, verbosity
 from rdrop_analysis.errors import DataError, UnsafeFileError
 from rdrop_analysis.files import FORMATS, printable
 
@@ -27,6 +27,7 @@ MOST = 4  # values of an option that are shown
 @click.option("--format", "formats", type=NameList(FORMATS), help="What to write. Default: as for the shards.")
 @click.option("--unit", type=click.Choice(["nats", "bits"]), help="Default: as for the shards.")
 @click.option("--device", default="cpu", show_default=True, help="Where models are looked at: cpu, cuda, ...")
+@delivery
 @trust
 @verbosity
 @click.pass_context
@@ -46,7 +47,7 @@ def merge(
     from rdrop_analysis.commands.running import run
 
     stored = _stored(directories)
-    options = stored | {name: value for name, value in given.items() if value is not None}
+    options = stored | {name: value for name, value in given.items() if value not in (None, ())}
     if not trust_code:
         _check_code(directories[0], {name: options.get(name) for name in ("model", "data") if given[name] is None})
     checkpoints = [str(path) for path in options.pop("checkpoints")]
@@ -68,13 +69,18 @@ def _stored(directories: Sequence[Path]) -> dict[str, Any]:
         if isinstance(parameter, click.Option) and not parameter.is_flag
     }
     try:
-        pairs = [part for name, text in texts.items() if name in names for part in (names[name], str(text))]
+        pairs = [part for name, text in texts.items() if name in names for part in _given(names[name], text)]
         with analyze.make_context("merge", [*pairs, "--", *texts["checkpoints"]]) as parsed:
             unwanted = ("trust_code", "quiet", "verbose")
             return {name: value for name, value in parsed.params.items() if name not in unwanted}
     except (click.UsageError, KeyError, TypeError) as problem:
         reason = problem.format_message() if isinstance(problem, click.UsageError) else problem
         raise DataError(f"{directories[0]}: the options of its shards cannot be read: {printable(reason)}") from problem
+
+
+def _given(option: str, text: str | list[str]) -> list[str]:
+    """An option on the command line, as often as it was given."""
+    return [part for one in (text if isinstance(text, list) else [text]) for part in (option, str(one))]
 
 
 def _texts(directories: Sequence[Path]) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rdrop_analysis.files import printable
+from rdrop_analysis.files import FORMATS, printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +32,23 @@ TASK_HELP = (
     "What the outputs are: one label an example, one a token (tagging, masked language models), the next token, a"
     " decoder's under teacher forcing, several yes or no, or numbers. auto goes by the checkpoint, else by shapes."
 )
+
+GROUP_HELP = (
+    "Checkpoints that differ in their training seed alone, such as baseline='runs/base-*.pt': measured like any other,"
+    " and compared over seeds. Again for each group, and for more files of one."
+)
+OVER_HELP = (
+    "Draw results over a training setting (alpha, epoch, dropout, ...), read from the checkpoints' settings, else from"
+    " their names: alpha-0.5.pt, epoch=3.ckpt."
+)
+
+FORMAT_HELP = f"What to write: {', '.join(FORMATS)} (latex and markdown: tables to paste)."
+FAIL_IF_HELP = (
+    "A gate: exit 1 if it is true, such as 'epkl > 0.05', 'epkl.high > reference.epkl.low' or 'accuracy_gap > 0.01'."
+    " NAME.METRIC is that of one checkpoint or group, METRIC alone that of every candidate; in the unit shown."
+    " Again for each gate."
+)
+LOG_TO_HELP = "Log results to wandb[:PROJECT], mlflow[:EXPERIMENT] or tensorboard[:DIR] too. Again for each."
 
 
 MOST_MEMORY = 2**62  # bytes
@@ -107,6 +124,23 @@ class NameList(click.ParamType):  # type: ignore[type-arg] # generic only in the
         return list(names)
 
 
+class Rates(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """Drop probabilities strictly between 0 and 1, separated by commas."""
+
+    name = "Q,Q,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """List of numbers."""
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        try:
+            rates = [float(part) for part in parts]
+        except ValueError:
+            rates = []
+        if not rates or not all(0 < rate < 1 for rate in rates):
+            self.fail(f"{value!r} does not do: give rates between 0 and 1, such as 0.05,0.1,0.2", param, ctx)
+        return rates
+
+
 class Shard(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
     """`I/N`, the I-th of N parts, as two numbers."""
 
@@ -148,6 +182,41 @@ def task(command: F) -> F:
     """`--task`."""
     option = click.option("--task", type=click.Choice(TASK_NAMES), default="auto", show_default=True, help=TASK_HELP)
     return option(command)
+
+
+def group_and_over(command: F) -> F:
+    """`--group` (repeatable) and `--over`."""
+
+    def expanded(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+        from rdrop_analysis.patterns import expand_all
+
+        return expand_all(texts)
+
+    command = click.option("--over", metavar="FIELD", help=OVER_HELP)(command)
+    return click.option("--group", "groups", metavar="NAME=GLOB", multiple=True, callback=expanded, help=GROUP_HELP)(
+        command
+    )
+
+
+def first_named(checkpoints: Sequence[Path], groups: Sequence[str]) -> Sequence[Path]:
+    """The checkpoints, or where there are none those of the groups.
+
+    Raises:
+        click.UsageError: there are none at all.
+    """
+    if not checkpoints and not groups:
+        raise click.UsageError("Missing argument 'CHECKPOINT...': name at least one file, or a --group of them.")
+    return checkpoints or [Path(text.partition("=")[2]) for text in groups]
+
+
+def delivery(command: F) -> F:
+    """`--style`, `--fail-if` and `--log-to` (repeatable), `--junit`."""
+    file = click.Path(dir_okay=False, path_type=Path)
+    command = click.option("--log-to", metavar="TRACKER", multiple=True, help=LOG_TO_HELP)(command)
+    command = click.option("--junit", metavar="FILE", type=file, help="Write what came of gates as JUnit XML.")(command)
+    command = click.option("--fail-if", metavar="EXPR", multiple=True, help=FAIL_IF_HELP)(command)
+    text = "Of figures in files: paper is 3.3 inches wide, with serifs. Default: screen."
+    return click.option("--style", type=click.Choice(["screen", "paper"]), help=text)(command)
 
 
 def trust(command: F) -> F:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rdrop_analysis.results import Results
     from rdrop_analysis.work import Place
 
-OF_ONE_PROCESS = frozenset({"output", "quiet", "shard"})
+OF_ONE_PROCESS = frozenset({"output", "quiet", "shard", "junit", "log_to"})
 
 
 def run(
@@ -50,42 +50,49 @@ def run(
     ctx.exit(codes[0])
 
 
-def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Options as they would stand on the command line, of those that were given and are not of one process alone."""
+def as_texts(settings: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Options as they would stand on the command line, of those that were given and are not of one process alone.
+
+    An option that can be given several times, which click makes a tuple of, is a list of texts.
+    """
     return {
-        name: ",".join(value) if isinstance(value, list) else str(value)
+        name: [str(one) for one in value] if isinstance(value, tuple) else _as_text(value)
         for name, value in settings.items()
-        if value is not None and name not in OF_ONE_PROCESS
+        if value is not None and value != () and name not in OF_ONE_PROCESS
     }
 
 
+def _as_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _run(place: Place, checkpoints: Sequence[str], settings: dict[str, Any], *, trust_code: bool) -> int:
-    """Measure, and where the numbers come together write and show them; the exit code."""
-    from rdrop_analysis.files import check_writable
-    from rdrop_analysis.terminal import show
+    """Measure, and where the numbers come together deliver them; the exit code."""
+    from rdrop_analysis.commands.delivery import Delivery
+    from rdrop_analysis.grouping import line_up
     from rdrop_probes.items import PartDone
 
-    directory, formats, quiet, _ = (settings.pop(name) for name in ("output", "formats", "quiet", "shard"))
-    check_writable(directory)
+    delivery = Delivery.taken_from(settings)
+    del settings["shard"]
+    lineup = line_up(list(checkpoints), settings["groups"])
+    delivery.check([*lineup.groups, *(entry.name for entry in lineup.entries)], leads=place.team.leads)
     try:
-        results = _results(place, checkpoints, settings, trust_code=trust_code, quiet=quiet)
+        results = _results(place, checkpoints, settings, trust_code=trust_code, quiet=delivery.quiet)
     except PartDone:
-        if place.team.leads and not quiet:
-            _say_where_the_shard_is(place, directory)
+        if place.team.leads and not delivery.quiet:
+            _say_where_the_shard_is(place, delivery.directory)
         return 0
     except KeyboardInterrupt:
-        _say_what_is_kept(place, directory)
+        _say_what_is_kept(place, delivery.directory)
         raise
     try:
-        results.save(directory, formats, clear=True)
+        code = delivery.deliver(results, clear=True)
     except KeyboardInterrupt:
-        _say_what_is_kept(place, directory)
+        _say_what_is_kept(place, delivery.directory)
         raise
-    failures = [failure.exit_code for failure in results.record.failures]
-    show(results, directory, formats, quiet=quiet)
-    if INTERRUPTED in failures:
-        _say_what_is_kept(place, directory)
-    return INTERRUPTED if INTERRUPTED in failures else next(iter(failures), 0)
+    if code == INTERRUPTED:
+        _say_what_is_kept(place, delivery.directory)
+    return code
 
 
 def _results(
