@@ -214,7 +214,9 @@ def test_checkpoints_of_different_tasks_are_measured_but_not_compared():
 
 
 def test_a_probe_that_does_not_fit_the_task_is_refused():
-    with pytest.raises(UsageError, match="unknown probe 'calibration' for regression: choose from pairwise_kl, gap"):
+    with pytest.raises(
+        UsageError, match="unknown probe 'calibration' for regression: choose from default, pairwise_kl, gap"
+    ):
         analyze(Returns(outputs=1), (torch.randn(N, 3), torch.randn(N)), sub_models=4, probes="calibration")
 
 
@@ -392,7 +394,8 @@ def test_a_run_whose_only_probe_has_nothing_to_say_is_a_result_all_the_same():
 def test_the_record_names_the_probes_that_ran():
     ids = torch.randint(0, 11, (N, L))
     record = analyze(Language(), {"input_ids": ids}, sub_models=2, task="causal-lm").record
-    assert record.config["probes"] == ["pairwise_kl", "gap", "calibration", "jacobian", "prediction"]
+    labelled = ["pairwise_kl", "gap", "calibration", "jacobian", "prediction", "averaging", "temperature"]
+    assert record.config["probes"] == labelled
     assert analyze(Returns(), torch.randn(N, 3), sub_models=2).record.config["probes"] == [
         *("pairwise_kl", "gap", "jacobian", "prediction")
     ]

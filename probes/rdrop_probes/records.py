@@ -25,8 +25,9 @@ class Metric:
     """One estimate with its interval.
 
     `low` and `high` bound the mean over new data of the same kind (examples are the sample); `mask_low` and
-    `mask_high` bound the mean over these very examples (only the dropout masks are the sample). Bounds are
-    None where there is nothing to estimate them from: one example, or a metric without dropout in it.
+    `mask_high` bound the mean over these very examples (only the dropout masks are the sample, or the random vectors
+    of an estimate that has some). Bounds are None where there is nothing to estimate them from: one example, or a
+    metric without dropout in it.
     """
 
     estimate: float | None

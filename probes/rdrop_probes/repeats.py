@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from rdrop_probes.strategies import first_line
 
 Way = Literal["bfloat16", "compiled", "fused kernels", "one by one"]
 
+MOST_COMPILED = 2**16  # times that one function is compiled
 BACKEND = "inductor"  # what `torch.compile` uses
 MOST_ALONE = 16  # examples of a batch that are run one by one
 NOTHING_COMPILED = "nothing of the model was run as compiled code"
@@ -119,7 +120,7 @@ class Repeats:
             self._compiled = torch.compile(self._called, backend=self._counted, dynamic=False)
         attributes = vars(self._model)
         found = {name: attributes[name] for name in (_CALL,) if name in attributes}
-        with torch.compiler.set_stance("default"), warnings.catch_warnings():
+        with torch.compiler.set_stance("default"), _unlimited_recompiling(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a compiler says much that is no concern of who measures
             attributes[_CALL] = self._compiled
             try:
@@ -152,3 +153,13 @@ def _shapes(batch: Batch) -> list[tuple[str, list[int]]]:
         return [("", list(inputs.shape))]
     named = inputs.items() if isinstance(inputs, dict) else ((str(i), value) for i, value in enumerate(inputs))
     return [(name, list(value.shape)) for name, value in named]
+
+
+def _unlimited_recompiling() -> AbstractContextManager[None]:
+    """All checkpoints of a run share the code that is compiled: after a few, torch would go back to eager mode."""
+    from torch._dynamo import config  # takes seconds
+
+    limits: AbstractContextManager[None] = config.patch(
+        recompile_limit=MOST_COMPILED, accumulated_recompile_limit=MOST_COMPILED
+    )
+    return limits

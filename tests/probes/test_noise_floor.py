@@ -203,3 +203,9 @@ def test_tokens_are_averaged_by_example(measured):
     line = floors(found)["batch vs one by one"]
     assert line.divergence.estimate == pytest.approx(kl(own[places], 1.02 * own[places]).mean(), rel=1e-3)
     assert line.divergence.n == 8
+
+
+def test_of_many_checkpoints_with_one_code_the_last_is_compiled_as_well(measured):
+    for _ in range(10):  # torch gives up after 8 by default
+        found = measured(ByBatch(), torch.randn(N, 6), [PairwiseKL, NoiseFloors], sub_models=2)
+        assert floors(found)[COMPILED].divergence is not None
