@@ -7,7 +7,8 @@ Usage: python benchmarks/coverage.py [--simulations 2000] [--seed 0]
 
 The world is a linear classifier with dropout on its features: z = W (h * m / keep), with random h of uneven
 norm as examples and real masks m, drawn per example or shared. Examples go through the estimators of the
-package (block sums, jackknife, intervals); the truth comes from many more draws of the same world.
+package (block sums, jackknife, intervals); the truth comes from many more draws of the same world. Groups of
+training seeds are simulated as what they are to the package: a number a seed.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.columns import Column
 from rdrop_probes.distributions import Distributions, EvalBatch
 from rdrop_probes.gap import Gap
+from rdrop_probes.groups import Arm, compare_arms, group_result
 from rdrop_probes.jackknife import Jackknife
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.probe import SubModelProbe
+from rdrop_probes.records import CheckpointResult, Metric
 from rdrop_probes.statistics import compare, metric
 
 FEATURES, CLASSES, KEEP = 32, 5, 0.8
@@ -164,6 +168,36 @@ def pairs_as_samples(world: World, count: int, sub_models: int) -> float:
     return float(((pairs.mean(1) - true).abs() <= half).double().mean())
 
 
+def training_runs(rng: np.random.Generator, count: int, *, paired: bool, seeds: tuple[int, int]) -> Score:
+    """Intervals over training seeds: the mean of a group, the difference and the ratio of two.
+
+    A seed moves both arms where they are paired; the candidate varies half as much.
+    """
+    score, truth_of = Score(), (0.10, 0.07)
+    for _ in range(count):
+        common = 0.01 * rng.standard_normal(max(seeds)) * paired
+        arms = [
+            _arm(name, mean + common[:n] + scale * rng.standard_normal(n), named=paired)
+            for name, mean, n, scale in zip("ab", truth_of, seeds, (0.01, 0.005), strict=True)
+        ]
+        group, (versus,) = group_result(arms[0]).metrics["epkl"], compare_arms(*arms)
+        score.note("epkl of a group", group.low, group.high, truth_of[0])
+        score.note("epkl difference", versus.low, versus.high, truth_of[1] - truth_of[0])
+        score.note("epkl ratio", versus.ratio_low, versus.ratio_high, truth_of[1] / truth_of[0])
+    return score
+
+
+def _arm(name: str, values: NDArray[np.float64], *, named: bool) -> Arm:
+    members = [
+        CheckpointResult(
+            name=f"{name}{seed}", path=None, sha256=None, n_parameters=0, architecture="",
+            metrics={"epkl": Metric(estimate=float(value), unit="nats")},
+        )
+        for seed, value in enumerate(values)
+    ]  # fmt: skip
+    return Arm(name, members, [float(seed) if named else None for seed in range(len(values))])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Coverage of the intervals, by simulation.")
@@ -180,6 +214,11 @@ def main() -> None:
         masks = "shared masks" if shared else "masks per example"
         _show(f"new data, {masks}", new_data(world, count, n, k, shared=shared, true=true))
         _show(f"this test set, {masks}", this_test_set(world, count, world.examples(n), k, shared=shared))
+    rng = np.random.default_rng(options.seed)
+    for seeds in ((3, 3), (5, 5)):
+        _show(f"training runs, {seeds[0]} paired seeds", training_runs(rng, count, paired=True, seeds=seeds))
+    for seeds in ((3, 3), (3, 5), (5, 5)):
+        _show(f"training runs, {seeds[0]} and {seeds[1]} seeds", training_runs(rng, count, paired=False, seeds=seeds))
     for sub_models in (8, 16, 32):
         print(f"{'pairs as samples (wrong)':36} {f'epkl, K = {sub_models}':28}", end="")
         print(f"{100 * pairs_as_samples(world, count, sub_models):6.1f}%")
