@@ -39,6 +39,10 @@ class Averages(Probe):
     significantly worse than that of K passes by more than 5% of what K passes gain over one. NLL of a mean falls as
     1 / m, so that infinitely many passes lie beyond K by about what lies between K / 2 and K.
     With masks shared by all examples the ECE has no interval.
+
+    The predictions of all groups are pooled in the bins of the ECE: it is biased upwards on few predictions, so
+    less for few passes (many groups) than for many or for the eval model. Its curve is no evidence that one pass is
+    calibrated better.
     """
 
     name = "averaging"

@@ -70,7 +70,10 @@ def metric(column: Column, *, unit: str, shared_masks: bool, level: float = LEVE
 
 
 def upper_bound(column: Column, *, unit: str, shared_masks: bool, level: float = LEVEL) -> Metric:
-    """The least number that the mean of a column stays below with confidence `level`: a one-sided Student's bound."""
+    """The least number that the mean of a column stays below with confidence `level`: a one-sided Student's bound.
+
+    Where a few examples carry most of the mean (skewness to the right) it is somewhat low, and holds less often.
+    """
     found = metric(column, unit=unit, shared_masks=shared_masks, level=2 * level - 1)
     return Metric(estimate=found.high, level=level, unit=unit, n=found.n)
 

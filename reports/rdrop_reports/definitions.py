@@ -185,7 +185,7 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         "constraint_epsilon": Definition(
             "Constraint, smallest ε", "smallest ε for which mean EPKL ≤ ε holds with 95% confidence",
             "The R-Drop constraint as these data can vouch for it: the one-sided upper bound of the mean EPKL over new "
-            "data.", "divergence", "lower", R_DROP,
+            "data. Somewhat low where a few examples carry most of the EPKL.", "divergence", "lower", R_DROP,
         ),
         "epkl_sum_of_parts": Definition(
             "Sum of single sites", "Σ over sites of EPKL with only that site active",
