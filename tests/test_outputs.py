@@ -169,7 +169,7 @@ def test_what_an_earlier_run_wrote_is_removed(tmp_path):
 
 def test_an_unknown_style_is_refused(tmp_path):
     with pytest.raises(UsageError, match="choose from screen, paper"):
-        results().save(tmp_path, "svg", style="poster")  # type: ignore[arg-type]
+        results().save(tmp_path, "svg", style="poster")  # type: ignore[arg-type] # what is refused
 
 
 # --- figures

@@ -9,12 +9,10 @@ from typing import ClassVar, Literal
 import torch
 
 from rdrop_probes.block_sums import BlockSums
-from rdrop_probes.by_example import ByExample
-from rdrop_probes.columns import Column, ColumnSet, State
+from rdrop_probes.columns import Column, ColumnSet
 from rdrop_probes.convergence import ConvergingProbe
-from rdrop_probes.distributions import EvalBatch, Term
+from rdrop_probes.distributions import EvalBatch
 from rdrop_probes.jackknife import Jackknife, jackknives
-from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction, left_out
 from rdrop_probes.probe import Outcome, Probe
 from rdrop_probes.rank_agreement import rank_agreement
@@ -25,6 +23,7 @@ from rdrop_probes.site_groups import KINDS, kinds_of, layer_of
 from rdrop_probes.sites import SiteKey, SitePlan, label
 from rdrop_probes.statistics import metric
 from rdrop_probes.switches import Switches
+from rdrop_probes.variant_probe import VariantProbe
 from rdrop_probes.variants import Variant
 
 WHOLE = "whole"
@@ -39,7 +38,7 @@ class _Part:
     sites: frozenset[SiteKey]
 
 
-class Attribution(Probe):
+class Attribution(VariantProbe):
     """EPKL of every site alone and of all but it, under the masks of the whole, so that differences are paired by mask.
 
     `epkl_sum_of_parts` = sum over sites of the EPKL with only that site active; `epkl_interaction` = whole EPKL less
@@ -50,17 +49,9 @@ class Attribution(Probe):
 
     name = "attribution"
     units: ClassVar = {"epkl_sum_of_parts": "nats", "epkl_interaction": "nats", "attribution_rank_correlation": ""}
-    terms: ClassVar[tuple[Term, ...]] = PairwiseKL.terms
-    on_request = True
-    companions = ("pairwise_kl", "prediction")
-    wants_variants = True
-    pairwise: ClassVar[type[ConvergingProbe]] = PairwiseKL
 
     def __init__(self) -> None:
         super().__init__()
-        self._by_variant = ColumnSet()
-        self._epkl = self.pairwise().epkl
-        self._examples = ByExample()
         self._sites: tuple[SiteKey, ...] = ()
         self._parts: list[_Part] = []
         self._kinds: dict[SiteKey, str] = {}
@@ -93,20 +84,6 @@ class Attribution(Probe):
         """Take what is left of it."""
         self._take(variant.name, batch, sums)
 
-    def merge(self, other: Attribution) -> None:
-        """Append another worker's examples."""
-        super().merge(other)
-        self._by_variant.merge(other._by_variant)
-
-    def state(self) -> State:
-        """With the columns of variants."""
-        return super().state() | {"variants": self._by_variant.state()}
-
-    def restore(self, state: State) -> None:
-        """With the columns of variants."""
-        super().restore(state)
-        self._by_variant = ColumnSet.restored(state["variants"])
-
     def outcome(self) -> Outcome:
         """The sum of parts against the whole, and which sites are left out."""
         reasons = {key: why for key in self._sites if (why := self._reason(frozenset([key])))}
@@ -131,7 +108,7 @@ class Attribution(Probe):
         for jackknife in jackknives(self._epkl, batch, sums, self._examples).values():
             column = jackknife.column(corrected=False)
             column.floor = 0.0
-            self._by_variant.add(name, column)
+            self.by_variant.add(name, column)
             self._pending[name] = jackknife
         self._add_up()
 
@@ -172,7 +149,7 @@ class Attribution(Probe):
 
     def _metric(self, active: frozenset[SiteKey]) -> Metric | None:
         """EPKL with these sites active; without any it is 0."""
-        columns = self._by_variant.columns
+        columns = self.by_variant.columns
         if not active and WHOLE in columns:
             n = int(columns[WHOLE].finite.sum())
             return Metric(estimate=0.0, low=0.0, high=0.0, unit="nats", n=n, mask_low=0.0, mask_high=0.0)
@@ -185,7 +162,7 @@ class Attribution(Probe):
         return next((self._reasons[name] for name in names if name in self._reasons), "")
 
     def _rank_agreement(self, predicted: Mapping[str, Column]) -> Metric | None:
-        exact = {label(key): self._by_variant.columns.get(self._names.get(frozenset([key]), "")) for key in self._sites}
+        exact = {label(key): self.by_variant.columns.get(self._names.get(frozenset([key]), "")) for key in self._sites}
         pairs = [(column, predicted[name]) for name, column in exact.items() if column and name in predicted]
         return rank_agreement(pairs, shared_masks=self.shared_masks)
 

@@ -8,12 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from rdrop_probes.block_sums import BlockSums
-from rdrop_probes.by_example import ByExample
-from rdrop_probes.columns import Column, ColumnSet, State
+from rdrop_probes.columns import Column, ColumnSet
 from rdrop_probes.convergence import ConvergingProbe
-from rdrop_probes.distributions import EvalBatch, Term
+from rdrop_probes.distributions import EvalBatch
 from rdrop_probes.jackknife import jackknives
-from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.prediction import Prediction, left_out
 from rdrop_probes.probe import Outcome, Probe
 from rdrop_probes.records import Metric, SweepPoint
@@ -22,10 +20,11 @@ from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SiteKey, SitePlan, label
 from rdrop_probes.statistics import metric, ratio_column
 from rdrop_probes.switches import Switches
+from rdrop_probes.variant_probe import VariantProbe
 from rdrop_probes.variants import Variant
 
 
-class Sweep(Probe):
+class Sweep(VariantProbe):
     """EPKL with every dropout at each of the rates of `Settings.dropout`, on the same examples and mask seeds.
 
     The prediction follows from the one at the trained rates q: R_site(r) = R_site(q) [r / (1 - r)] / [q / (1 - q)].
@@ -34,17 +33,9 @@ class Sweep(Probe):
 
     name = "sweep"
     units: ClassVar = {}
-    terms: ClassVar[tuple[Term, ...]] = PairwiseKL.terms
-    on_request = True
-    companions = ("pairwise_kl", "prediction")
-    wants_variants = True
-    pairwise: ClassVar[type[ConvergingProbe]] = PairwiseKL
 
     def __init__(self) -> None:
         super().__init__()
-        self._by_rate = ColumnSet()
-        self._epkl = self.pairwise().epkl
-        self._examples = ByExample()
         self._rates: dict[str, float] = {}
         self._plan: SitePlan | None = None
         self._reasons: dict[SiteKey, str] = {}
@@ -66,21 +57,7 @@ class Sweep(Probe):
         for jackknife in jackknives(self._epkl, batch, sums, self._examples).values():
             column = jackknife.column(corrected=False)
             column.floor = 0.0
-            self._by_rate.add(variant.name, column)
-
-    def merge(self, other: Sweep) -> None:
-        """Append another worker's examples."""
-        super().merge(other)
-        self._by_rate.merge(other._by_rate)
-
-    def state(self) -> State:
-        """With the columns of rates."""
-        return super().state() | {"rates": self._by_rate.state()}
-
-    def restore(self, state: State) -> None:
-        """With the columns of rates."""
-        super().restore(state)
-        self._by_rate = ColumnSet.restored(state["rates"])
+            self.by_variant.add(variant.name, column)
 
     def outcome(self) -> Outcome:
         """What stands in the way of it, if anything does."""
@@ -91,7 +68,7 @@ class Sweep(Probe):
     def conclude(self, columns: Mapping[str, Column], probes: Mapping[str, Probe]) -> Outcome:
         """A point a rate."""
         prediction = probes.get(Prediction.name)
-        found = self._by_rate.columns
+        found = self.by_variant.columns
         points = [
             self._point(rate, found[name], self._predicted(rate, prediction))
             for name, rate in self._rates.items()

@@ -370,7 +370,7 @@ def attributed(batches: list[Batch], model: nn.Module, forward: Any) -> dict[str
             return super().conclude(columns, probes)
 
     measure(model, batches, forward=forward, probes=[Keeping], settings=Settings(sub_models=K))
-    return kept[0]._by_variant.columns
+    return kept[0].by_variant.columns
 
 
 def test_shared_masks_widen_intervals():

@@ -156,7 +156,7 @@ class KeptColumns(Sweep):
     columns: ClassVar[dict[str, Any]] = {}
 
     def conclude(self, columns: Any, probes: Any) -> Any:
-        self.columns.update(self._by_rate.columns)
+        self.columns.update(self.by_variant.columns)
         return super().conclude(columns, probes)
 
     @classmethod
