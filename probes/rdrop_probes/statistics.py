@@ -19,6 +19,7 @@ from scipy import stats
 
 from rdrop_probes.columns import Column, Floats
 from rdrop_probes.records import Comparison, Metric
+from rdrop_probes.seeds import ROUNDING
 
 LEVEL = 0.95
 MAX_LOG_RATIO = 20.0  # an interval wider than e^20 either way says nothing; hiding narrower ones would cost coverage
@@ -135,9 +136,14 @@ def compare(
 
 def _standardised(differences: Floats) -> float | None:
     """Mean difference in standard deviations of the differences; None where these do not vary."""
-    if len(differences) < 2 or not (scale := float(differences.std(ddof=1))):
+    if len(differences) < 2 or not _vary(differences):
         return None
-    return float(differences.mean()) / scale
+    return float(differences.mean()) / float(differences.std(ddof=1))
+
+
+def _vary(values: Floats) -> bool:
+    """Whether values differ by more than rounding."""
+    return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
 
 
 def paired(ref: Column, cand: Column) -> tuple[Column, Column]:
@@ -181,7 +187,7 @@ def sample_spread(values: Floats, blocks: Floats | None = None, df: float | None
     n = len(values)
     if n < 2:
         return Spread(0.0, 0)
-    over_examples = Spread(float(values.var(ddof=1)) / n, n - 1 if df is None else df)
+    over_examples = Spread(float(values.var(ddof=1)) / n if _vary(values) else 0.0, n - 1 if df is None else df)
     return over_examples if blocks is None else _add(over_examples, block_spread(blocks))
 
 

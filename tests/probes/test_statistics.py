@@ -251,3 +251,10 @@ def test_two_models_that_never_disagreed_on_a_few_examples_may_still_disagree():
     assert found.difference == 0
     assert found.high == -found.low == pytest.approx(z**2 / (4 + z**2))  # Wilson's bound for 0 of 4
     assert found.p_value == 1
+
+
+def test_a_difference_that_is_the_same_but_for_rounding_has_no_spread(rng):
+    a = rng.normal(size=50)
+    found = compared(a, a + 0.1)
+    assert found.effect_size is None
+    assert found.p_value == 2.0**-49
