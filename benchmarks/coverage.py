@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import exp
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from rdrop_probes.jackknife import Jackknife
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.probe import SubModelProbe
 from rdrop_probes.records import CheckpointResult, Metric
-from rdrop_probes.statistics import compare, metric
+from rdrop_probes.statistics import compare, metric, upper_bound
 
 FEATURES, CLASSES, KEEP = 32, 5, 0.8
 PART = 100  # simulations at a time
@@ -137,6 +138,8 @@ def new_data(world: World, count: int, n: int, sub_models: int, *, shared: bool,
         for name, column in ref.items():
             found = metric(column, unit="", shared_masks=shared)
             score.note(name, found.low, found.high, true[0][name])
+        bound = upper_bound(ref["epkl"], unit="", shared_masks=shared)
+        score.note("constraint_epsilon", -np.inf, bound.estimate, true[0]["epkl"])
         for name in ("epkl", "kl_mean_to_eval"):
             versus = compare(name, ("ref", ref[name]), ("cand", cand[name]), unit="", shared_masks=shared)
             score.note(f"{name} difference", versus.low, versus.high, true[1][name] - true[0][name])
@@ -152,6 +155,20 @@ def this_test_set(world: World, count: int, h: Tensor, sub_models: int, *, share
         for name, column in ref.items():
             found = metric(column, unit="", shared_masks=shared)
             score.note(name, found.mask_low, found.mask_high, true[name])
+    return score
+
+
+def constraint(rng: np.random.Generator, count: int, n: int) -> Score:
+    """How often the bound of the constraint holds for n examples whose EPKL is skewed, more and more."""
+    score = Score()
+    for name, draw, true in (
+        ("gamma, skewness 3 (as on digits)", lambda: rng.gamma(0.44, 1 / 0.44, n), 1.0),
+        ("lognormal, sigma 1", lambda: rng.lognormal(0, 1, n), exp(0.5)),
+        ("lognormal, sigma 1.5", lambda: rng.lognormal(0, 1.5, n), exp(1.125)),
+    ):
+        for _ in range(count):
+            found = upper_bound(Column(draw()), unit="", shared_masks=False)
+            score.note(name, -np.inf, found.estimate, true)
     return score
 
 
@@ -219,8 +236,10 @@ def main() -> None:
         _show(f"training runs, {seeds[0]} paired seeds", training_runs(rng, count, paired=True, seeds=seeds))
     for seeds in ((3, 3), (3, 5), (5, 5)):
         _show(f"training runs, {seeds[0]} and {seeds[1]} seeds", training_runs(rng, count, paired=False, seeds=seeds))
+    for examples in (30, 100, 450):
+        _show(f"constraint_epsilon, {examples} examples", constraint(rng, count, examples))
     for sub_models in (8, 16, 32):
-        print(f"{'pairs as samples (wrong)':36} {f'epkl, K = {sub_models}':28}", end="")
+        print(f"{'pairs as samples (wrong)':36} {f'epkl, K = {sub_models}':32}", end="")
         print(f"{100 * pairs_as_samples(world, count, sub_models):6.1f}%")
 
 
@@ -228,7 +247,8 @@ def _show(kind: str, score: Score) -> None:
     for name, share in score.coverage().items():
         widths = np.array(score.widths[name])
         missing = f", not given in {100 * np.isnan(widths).mean():.1f}%" if np.isnan(widths).any() else ""
-        print(f"{kind:36} {name:28}{100 * share:6.1f}%   mean width {np.nanmean(widths):.2g}{missing}")
+        width = "one-sided" if np.isinf(widths).any() else f"mean width {np.nanmean(widths):.2g}"
+        print(f"{kind:36} {name:32}{100 * share:6.1f}%   {width}{missing}")
 
 
 if __name__ == "__main__":
