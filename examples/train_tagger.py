@@ -53,7 +53,7 @@ def main() -> None:
     order = random.Random(options.seed)  # noqa: S311  # an order, no secret
 
     def shuffled(_epoch: int) -> Batches:
-        return batches(model, tokenizer, order.sample(train, len(train)))
+        return batches(model, tokenizer, alike(order.sample(train, len(train)), order))
 
     fit(model, shuffled, -(-len(train) // BATCH_SIZE), options)
     model.eval().save_pretrained(options.output)
@@ -71,7 +71,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="the directory with ca01 ... cr09")
     parser.add_argument("--alpha", type=float, default=1.0, help="R-Drop's weight; 0 trains the ordinary way")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--sentences", type=int, default=6000, help="training sentences")
+    parser.add_argument("--sentences", type=int, default=4000, help="training sentences")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -133,6 +133,15 @@ def make_model(vocabulary: int, tags: list[str], options: argparse.Namespace) ->
         label2id={tag: number for number, tag in enumerate(tags)},
     )
     return BertForTokenClassification(config)
+
+
+def alike(sentences: list[Sentence], order: random.Random) -> list[Sentence]:
+    """Return them laid out so that a batch has sentences of about one length, and little padding, in random order."""
+    pool = 50 * BATCH_SIZE
+    pools = [sorted(sentences[i : i + pool], key=lambda s: len(s["tokens"])) for i in range(0, len(sentences), pool)]
+    cut = [p[i : i + BATCH_SIZE] for p in pools for i in range(0, len(p), BATCH_SIZE)]
+    whole, rest = [b for b in cut if len(b) == BATCH_SIZE], [b for b in cut if len(b) < BATCH_SIZE]
+    return [sentence for batch in order.sample(whole, len(whole)) + rest for sentence in batch]
 
 
 def batches(model: nn.Module, tokenizer: PreTrainedTokenizerFast, sentences: list[Sentence]) -> Batches:

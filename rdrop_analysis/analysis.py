@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from rdrop_analysis.arms import arms, reference_among
+from rdrop_analysis.arms import arms, clustered, reference_among
 from rdrop_analysis.assembling import (
     choose_reference,
     comparisons,
@@ -324,7 +324,7 @@ class _Run:
             reference_group=grouped.reference_group,
             group_comparisons=grouped.group_comparisons,
             axis=axis,
-            rankings=rankings(checkpoints),
+            rankings=rankings(checkpoints, clustered=clustered(checkpoints, lineup.groups)),
         )
         journals = None if self.failures else self.place.spent_when_saved
         return Results(record, per_example_table(self.measured, data), journals)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from math import inf
 
 from rdrop_analysis.axis import value_of
@@ -19,6 +20,9 @@ OF_TRAINING = (
     "convention", "limit", "task",
 )  # fmt: skip
 """Settings that make two checkpoints more than two seeds of one training."""
+
+WITHIN = (SEED, "epoch", "epochs")
+"""What may differ between checkpoints of one training."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ def arms(
         [comparison for name in alike for comparison in compare_arms(seeds[first], seeds[name])],
         [*missing, *notes, *(finding for arm in seeds.values() for finding in _doubts(arm))],
     )
+
+
+def clustered(checkpoints: Sequence[CheckpointResult], groups: Mapping[str, Sequence[str]]) -> bool:
+    """Whether some are seeds or epochs of one training, by their group or by the settings that they tell of."""
+    known = set(_names(checkpoints))
+    settings = [{k: v for k, v in c.training.items() if k not in WITHIN} for c in checkpoints if c.training]
+    in_one_group = any(len(known.intersection(members)) > 1 for members in groups.values())
+    return in_one_group or any(first == second for first, second in combinations(settings, 2))
 
 
 def _names(checkpoints: Sequence[CheckpointResult]) -> list[str]:

@@ -11,11 +11,13 @@ from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 from rdrop_analysis import analyze
+from rdrop_analysis.arms import clustered
 from rdrop_analysis.checkpoints import save_checkpoint
 from rdrop_analysis.cli import main
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.grouping import line_up
 from rdrop_analysis.models import build
+from rdrop_probes.records import CheckpointResult
 
 SMALL = {"in_features": 64, "hidden": [8], "n_classes": 10, "dropout": 0.3}
 COMMON = ("--limit", "40", "--sub-models", "4", "--probes", "pairwise_kl,gap", "--format", "json", "--strategy", "loop")
@@ -78,10 +80,30 @@ def test_groups_are_measured_and_compared_over_their_seeds():
     assert (epkl["reference"], epkl["candidate"], epkl["test"]) == ("base", "rdrop", "t test paired by seed")
     assert epkl["difference"] == pytest.approx((sum(estimates[3:]) - sum(estimates[:3])) / 3)
     assert {r["metric"] for r in found["rankings"]} == {"kl_sub_to_eval", "kl_eval_to_sub", "kl_mean_to_eval"}
+    assert all(r["correlation"] is not None and r["p_value"] is None for r in found["rankings"])
     assert found["reference"] == "base-0"
     assert [c["candidate"] for c in found["comparisons"] if c["metric"] == "epkl"] == [
         c["name"] for c in found["checkpoints"][1:]
     ]
+
+
+@pytest.mark.parametrize(
+    ("trainings", "groups", "expected"),
+    [
+        ([{"alpha": 0, "seed": 0}, {"alpha": 1, "seed": 0}, {"alpha": 5, "seed": 0}], {}, False),
+        ([{"alpha": 0, "seed": 0}, {"alpha": 1, "seed": 0}, {"alpha": 1, "seed": 1}], {}, True),
+        ([{"alpha": 0, "epoch": 1}, {"alpha": 0, "epoch": 2}, {"alpha": 0, "epoch": 3}], {}, True),
+        ([{}, {}, {}], {}, False),
+        ([{}, {}, {}], {"a": ["c0", "c1"]}, True),
+        ([{}, {}, {}], {"a": ["c0", "gone"], "b": ["c1"], "c": ["c2"]}, False),
+    ],
+)
+def test_seeds_and_epochs_of_one_training_are_no_independent_sample(trainings, groups, expected):
+    checkpoints = [
+        CheckpointResult(name=f"c{i}", path=None, sha256=None, n_parameters=0, architecture="", training=training)
+        for i, training in enumerate(trainings)
+    ]
+    assert clustered(checkpoints, groups) is expected
 
 
 def test_a_checkpoint_named_twice_is_measured_once_and_more_files_join_a_group():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import factorial, isfinite
 
 import numpy as np
@@ -16,11 +17,15 @@ EXACT = 7  # checkpoints up to which every permutation is tried
 PREFIXES = ("kl_", "jacobian_", "predicted_epkl", "fisher_trace", "effective_dimension")
 
 
-def rankings(checkpoints: Sequence[CheckpointResult]) -> list[Ranking]:
-    """One ranking a proxy that at least three checkpoints have beside their EPKL."""
+def rankings(checkpoints: Sequence[CheckpointResult], *, clustered: bool = False) -> list[Ranking]:
+    """One ranking a proxy that at least three checkpoints have beside their EPKL.
+
+    Its p-value takes checkpoints for exchangeable. Seeds or epochs of a few trainings (`clustered`) are not: the
+    settings alone may put both quantities in the same order, so that the correlation describes and has no p-value.
+    """
     names = dict.fromkeys(name for c in checkpoints for name in c.metrics if name.startswith(PREFIXES))
     found = [_ranking(name, checkpoints) for name in names]
-    return [ranking for ranking in found if ranking.n >= FEWEST]
+    return [replace(r, p_value=None) if clustered else r for r in found if r.n >= FEWEST]
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float | None, float | None]:

@@ -327,7 +327,10 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Spearman correlation over checkpoints between the EPKL and another metric."""
+    """Spearman correlation over checkpoints between the EPKL and another metric.
+
+    `p_value` is None where the correlation is, and where checkpoints are seeds or epochs of a few trainings.
+    """
 
     metric: str
     correlation: float | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rdrop_probes.records import Ranking, RunRecord
 from rdrop_reports.definitions import label
 from rdrop_reports.numbers import format_number, format_p, format_parts, is_number
@@ -26,6 +28,8 @@ def ranks(record: RunRecord) -> list[str]:
     known = [r for r in record.rankings if is_number(r.correlation)]
     if not known:
         return []
+    if all(r.p_value is None for r in known):
+        return [_described(known)]
     alike = [r for r in known if _is_shown(r) and (r.correlation or 0) > 0]
     if known[0].n < FEWEST:
         return [f"{known[0].n} checkpoints are too few to show that anything ranks them as EPKL does."]
@@ -36,6 +40,14 @@ def ranks(record: RunRecord) -> list[str]:
     rest = len(known) - len(alike)
     more = f"; {rest} other{'s are' if rest > 1 else ' is'} not shown to" if rest else ""
     return [f"Of {known[0].n} checkpoints, these rank as EPKL does, by rank correlation: {listed(parts)}{more}."]
+
+
+def _described(known: Sequence[Ranking]) -> str:
+    """Of checkpoints that are no independent sample."""
+    best = sorted(known, key=lambda r: -(r.correlation or 0))[:3]
+    parts = [f"{label(r.metric)} ({format_number(r.correlation)})" for r in best]
+    first = f"The {known[0].n} checkpoints are seeds or epochs of a few trainings, not an independent sample"
+    return f"{first}: rank correlations with EPKL describe them and have no p-value. Highest: {listed(parts)}."
 
 
 def _is_shown(ranking: Ranking) -> bool:

@@ -169,6 +169,8 @@ def test_rankings_are_of_proxies_over_at_least_three_checkpoints():
     assert found["jacobian_fisher"].p_value == pytest.approx(2 / 24)
     assert found["kl_sub_to_eval"].correlation is None
     assert rankings(checkpoints[:2]) == []
+    described = {r.metric: r for r in rankings(checkpoints, clustered=True)}
+    assert (described["jacobian_fisher"].correlation, described["jacobian_fisher"].p_value) == (pytest.approx(1), None)
 
 
 def test_many_checkpoints_are_ranked_without_permutations():

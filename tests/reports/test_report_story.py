@@ -265,6 +265,10 @@ def test_rankings_name_what_ranks_alike_and_count_the_rest():
     assert ranks(unclear) == ["No metric is shown to rank the 5 checkpoints as EPKL does."]
     few = replace(record, rankings=[replace(r, n=4) for r in record.rankings])
     assert ranks(few) == ["4 checkpoints are too few to show that anything ranks them as EPKL does."]
+    seeds = replace(record, rankings=[replace(r, p_value=None) for r in record.rankings])
+    (sentence,) = ranks(seeds)
+    assert "not an independent sample" in sentence
+    assert "Predicted EPKL (0.990)" in sentence
 
 
 def test_the_claims_give_epsilon_and_freedom(pair):
