@@ -121,7 +121,8 @@ def analyze(
         keep_going: collect the failures of single checkpoints in `Results.record.failures` and go on.
         resume: a directory in which finished work items are kept as the run goes; the same call goes on from there, to
             the same numbers bit for bit. They stay until `Results.save`.
-        progress: called with (checkpoint, examples done, examples in all).
+        progress: called with (checkpoint, examples done, examples in all); and with (checkpoint and what is computed,
+            steps done, steps at most) where a probe computes for long on some examples together.
         place: which work items this process measures, where several share them; it takes the place of `resume`.
 
     Returns:
@@ -259,6 +260,10 @@ class _Run:
             if self.place.team.leads:
                 self.progress(entry.name, done, data.n_examples)
 
+        def tell(what: str, done: int, most: int) -> None:
+            if self.place.team.leads:
+                self.progress(f"{entry.name}, {what}", done, most)
+
         advance(0)
         subject.model.to(options.device)
         measured = measure_subject(
@@ -271,6 +276,7 @@ class _Run:
             progress=advance,
             place=self.place,
             known=self._sub_models_known,
+            stage=tell,
         )
         self.source.keep(data)
         return measured

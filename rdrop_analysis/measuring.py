@@ -27,7 +27,7 @@ from rdrop_probes.precision import LADDER, PILOT, PILOT_EXAMPLES, PILOT_NUMBERS,
 from rdrop_probes.probe import Probe
 from rdrop_probes.records import CheckpointResult, Finding
 from rdrop_probes.registry import choose
-from rdrop_probes.selection import Selection
+from rdrop_probes.selection import Selection, Stage
 from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SilentSiteError
 from rdrop_probes.statistics import metric
@@ -83,6 +83,7 @@ def measure_subject(
     progress: Callable[[int], None],
     place: Place | None = None,
     known: int | None = None,
+    stage: Stage = lambda *_: None,
 ) -> Measured:
     """Run the probes on one model; `place` says which work items are measured here, `known` K if it is decided.
 
@@ -120,6 +121,7 @@ def measure_subject(
                 work=work,
                 pilot=None if settings.tolerance is None else _pilot(reader, data, known),
                 selection=_selection(reader, data, chosen),
+                stage=stage,
             )
     except StrategyError as problem:
         raise UsageError(f"{subject.name}: {problem}") from problem

@@ -91,7 +91,7 @@ def _a_line_a_minute() -> Callable[[str, int, int], None]:
         nonlocal said
         if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
             said = time.monotonic()
-            click.echo(f"{printable(name)}: {done} of {total} examples", err=True)
+            click.echo(f"{printable(name)}: {done} of {total} done", err=True)
 
     return advance
 

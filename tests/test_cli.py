@@ -378,7 +378,7 @@ def test_long_runs_say_how_far_they_are_where_there_is_no_terminal(
     monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
     with terminal.progress_bars(quiet=False) as advance:
         advance("a\x1b[31m", 64, 450)
-    assert capsys.readouterr().err == "a\\x1b[31m: 64 of 450 examples\n"
+    assert capsys.readouterr().err == "a\\x1b[31m: 64 of 450 done\n"
     with terminal.progress_bars(quiet=True) as advance:
         advance("a", 64, 450)
     monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 60.0)

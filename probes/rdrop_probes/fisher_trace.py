@@ -27,6 +27,7 @@ def traces(case: Case) -> State:
         counts.append(len(gradients.logits))
         sampled = sampled or gradients.sampled
         found.append(_trace(gradients, parameters))
+        case.stage("Fisher trace", len(found), len(case.selection.indices))
     rows = np.asarray(counts, dtype=np.float64)
     with np.errstate(invalid="ignore"):  # an example of which no row counts has no value
         values = np.asarray([float(one.values) for one in found]) / rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -149,7 +150,8 @@ def _dimension(case: Case) -> State:
     if len(selection.indices) < FEWEST:
         raise ValueError(f"it takes {FEWEST} examples, with at most {NUMBERS} numbers in all their outputs")
     fisher = OutputFisher(replace(case, selection=selection))
-    found = leverages(fisher, fisher.shape.numel(), DELTA, seed=case.seed, at_a_time=fisher.at_a_time)
+    step = partial(case.stage, "effective dimension")
+    found = leverages(fisher, fisher.shape.numel(), DELTA, seed=case.seed, at_a_time=fisher.at_a_time, step=step)
     return {"indices": list(selection.indices)} | _jackknifed(found, _owners(selection), len(selection.indices))
 
 

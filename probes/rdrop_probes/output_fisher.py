@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from math import sqrt
 from typing import Any
 
@@ -27,6 +28,7 @@ ENOUGH = 1e-3  # relative change of every quadrature at which no further step is
 AT_A_TIME = 2**25  # numbers in the vectors of parameters that are held together
 
 Product = Callable[[Tensor], Tensor]
+Step = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,28 @@ class Leverages:
     exact: bool
 
 
-def leverages(product: Product, size: int, delta: float, *, seed: int, at_a_time: int = VECTORS) -> Leverages:
+def leverages(
+    product: Product, size: int, delta: float, *, seed: int, at_a_time: int = VECTORS, step: Step = lambda *_: None
+) -> Leverages:
     """Diagonals for the matrix K [size, size] whose products with [size, V] are given.
 
     With random signs e, e * f(K) e has the expectation diag f(K) (Hutchinson 1989), and f(K) e comes from Lanczos steps
-    that start with e (stochastic Lanczos quadrature, Ubaru, Chen and Saad 2017).
+    that start with e (stochastic Lanczos quadrature, Ubaru, Chen and Saad 2017). `step` is told how many steps are
+    done, and of how many at most.
     """
     if size <= SMALL:
         return _exact(product, size, delta)
     numbers = torch.randint(0, 2, (size, VECTORS), generator=torch.Generator().manual_seed(seed % 2**63))
-    found = [_lanczos(product, signs.double() * 2 - 1, delta) for signs in numbers.split(at_a_time, dim=1)]
+    parts = numbers.split(at_a_time, dim=1)
+    counter = count(1)
+
+    def counted_product(vectors: Tensor) -> Tensor:
+        made = product(vectors)
+        step(next(counter), STEPS * len(parts))
+        return made
+
+    found = [_lanczos(counted_product, signs.double() * 2 - 1, delta) for signs in parts]
+    step(STEPS * len(parts), STEPS * len(parts))
     counted, slope = (torch.cat(parts, dim=1).T for parts in zip(*found, strict=True))
     return Leverages(counted, slope, exact=False)
 

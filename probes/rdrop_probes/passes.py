@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rdrop_probes.batch import take
+from rdrop_probes.examples import Examples, Given, tensors
 from rdrop_probes.interception import DrawInterceptor, ModulePaths
 from rdrop_probes.masks import EVAL_STREAM, Layout, Masks, Sampler
 from rdrop_probes.prefix import EndOfPrefix, Player, Prefix, Recorder, Run
@@ -25,55 +25,6 @@ logger = logging.getLogger(__name__)
 
 Tape = Recorder | Player | None
 Training = Literal["", "sites", "all"]  # which modules are in training mode: none, those of the plan, as in training
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Inputs of `n` examples, of which the first is number `start`."""
-
-    inputs: Any
-    n: int
-    start: int
-
-    def folded(self, k: int) -> Any:
-        """The inputs k times, one copy behind the other."""
-        return _mapped(self.inputs, lambda t: torch.cat([t] * k))
-
-    def copied(self) -> Any:
-        """The inputs in memory of their own."""
-        return _mapped(self.inputs, torch.clone)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the inputs are."""
-        return _tensors(self.inputs)[0].device
-
-    def first(self, n: int) -> Examples:
-        """The first `n` of the examples."""
-        return Examples(take(self.inputs, slice(0, n)), n, self.start) if n < self.n else self
-
-
-class _Given:
-    """Inputs that a model may change in place, as some do with dropout on alone: they are put back after each pass.
-
-    The caller's own tensors are never given to a model.
-    """
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        with torch.inference_mode(mode=False):  # changes of inference tensors cannot be seen
-            self.inputs = make()
-        self._versions = self._now()
-
-    def restore(self) -> None:
-        """Put back what a pass has changed."""
-        if self._now() != self._versions:
-            for tensor, fresh in zip(_tensors(self.inputs), _tensors(self._make()), strict=True):
-                tensor.copy_(fresh)
-            self._versions = self._now()
-
-    def _now(self) -> list[int]:
-        return [tensor._version for tensor in _tensors(self.inputs)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +74,7 @@ class Passes:
         self._own = [t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values())]
         self._examples: Examples | None = None
         self._prefixes: dict[tuple[Layout, int], Prefix | None] = {}
-        self._given: dict[tuple[Layout, int], _Given] = {}
+        self._given: dict[tuple[Layout, int], Given] = {}
         self._guarded: dict[Layout, frozenset[int]] = {}
         self._without: set[tuple[Layout, Training]] = set()
         self._vmap_apart = False
@@ -230,7 +181,7 @@ class Passes:
     def _recorded(self, examples: Examples, layout: Layout, k: int) -> Prefix | None:
         """The prefix of a pass, which ends there; None if it is not to be used."""
         inputs = self._inputs(examples, layout, k).inputs
-        prefix = Prefix([*[t for t in self._own if t is not None], *_tensors(inputs)])
+        prefix = Prefix([*[t for t in self._own if t is not None], *tensors(inputs)])
         try:
             tape = Recorder(prefix, self._guarded.get(layout, frozenset()))
             self._run(examples, layout, range(k), training="sites", tape=tape)
@@ -242,14 +193,14 @@ class Passes:
             return None
         return prefix if prefix.frozen and prefix.usable else None
 
-    def _inputs(self, examples: Examples, layout: Layout, k: int) -> _Given:
+    def _inputs(self, examples: Examples, layout: Layout, k: int) -> Given:
         """The inputs of a pass over these examples, the same tensors every time."""
         if self._examples is not examples:
             self.forget()
             self._examples = examples
         kind: tuple[Layout, int] = (layout, k) if layout == "fold" else ("plain", 1)
         if kind not in self._given:
-            self._given[kind] = _Given(partial(examples.folded, k) if layout == "fold" else examples.copied)
+            self._given[kind] = Given(partial(examples.folded, k) if layout == "fold" else examples.copied)
         return self._given[kind]
 
     def _run(
@@ -337,18 +288,3 @@ def _vmap(run: Callable[[], Tensor], places: Tensor) -> Tensor:
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over an operator
         logits: Tensor = torch.func.vmap(lambda _: run(), randomness="different")(places)
     return logits
-
-
-def _mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Inputs, given as a tensor or a tuple or dict of tensors, with every tensor changed."""
-    if isinstance(inputs, Tensor):
-        return change(inputs)
-    if isinstance(inputs, dict):
-        return {key: change(value) for key, value in inputs.items()}
-    return tuple(change(value) for value in inputs)
-
-
-def _tensors(inputs: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    _mapped(inputs, lambda t: found.append(t) or t)  # type: ignore[func-returns-value] # append gives None
-    return found

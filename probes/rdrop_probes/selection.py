@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch import nn
 from rdrop_probes.batch import Batch, take
 from rdrop_probes.families import CATEGORICAL, Family
 from rdrop_probes.sites import Forward, SitePlan
+
+Stage = Callable[[str, int, int], None]
+"""Told what is being computed, how many steps of it are done, and of how many at most."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the examples selected for it; `forward` calls `model`, random numbers follow from `seed`."""
+    """A model and the examples selected for it; `forward` calls `model`, random numbers follow from `seed`.
+
+    Who computes for long says so to `stage`.
+    """
 
     model: nn.Module
     forward: Forward
@@ -54,3 +60,4 @@ class Case:
     selection: Selection
     seed: int = 0
     family: Family = CATEGORICAL
+    stage: Stage = lambda *_: None

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from rdrop_probes.divergences import agree
+from rdrop_probes.examples import Examples
 from rdrop_probes.memory import is_out_of_memory
-from rdrop_probes.passes import Examples, Passes, Suffix
+from rdrop_probes.passes import Passes, Suffix
 
 Strategy = Literal["auto", "vmap", "fold", "loop"]
 NUMBERS_AT_A_TIME = 2**20  # in the largest tensor of a chunk: on CPU it should stay in the cache

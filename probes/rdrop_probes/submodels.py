@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rdrop_probes.examples import Examples
 from rdrop_probes.masks import Masks
 from rdrop_probes.memory import is_out_of_memory
-from rdrop_probes.passes import Examples, Passes
+from rdrop_probes.passes import Passes
 from rdrop_probes.sites import Forward, SiteKey, SitePlan
 from rdrop_probes.strategies import Choice, Strategy, choose
 

@@ -13,7 +13,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from rdrop_probes.divergences import agree
-from rdrop_probes.passes import Examples, Passes
+from rdrop_probes.examples import Examples
+from rdrop_probes.passes import Passes
 from rdrop_probes.sites import SiteKey, SitePlan
 from rdrop_probes.variants import Drawing, Variant, has_rate
 

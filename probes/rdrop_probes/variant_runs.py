@@ -14,10 +14,11 @@ from rdrop_probes.batch import Batch, take
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.distributions import EvalBatch, Term
 from rdrop_probes.divergences import agree
+from rdrop_probes.examples import Examples
 from rdrop_probes.families import Family
 from rdrop_probes.items import Work
 from rdrop_probes.memory import Space
-from rdrop_probes.passes import Examples, Passes
+from rdrop_probes.passes import Passes
 from rdrop_probes.probe import Probe
 from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SilentSiteError, SitePlan, label

@@ -22,8 +22,9 @@ from rdrop_probes import prefix
 from rdrop_probes.batch import Batch
 from rdrop_probes.discovery import find_sites
 from rdrop_probes.distributions import EvalBatch
+from rdrop_probes.examples import Examples
 from rdrop_probes.families import CATEGORICAL
-from rdrop_probes.passes import Examples, Passes
+from rdrop_probes.passes import Passes
 from rdrop_probes.registry import choose
 from rdrop_probes.state import preserved
 from rdrop_probes.strategies import Choice

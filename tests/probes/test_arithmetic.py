@@ -8,7 +8,8 @@ from rdrop_analysis import analyze
 from rdrop_analysis.errors import UsageError
 from rdrop_probes.arithmetic import computing
 from rdrop_probes.discovery import find_sites
-from rdrop_probes.passes import Examples, Passes
+from rdrop_probes.examples import Examples
+from rdrop_probes.passes import Passes
 from rdrop_probes.state import preserved
 from rdrop_probes.strategies import StrategyError
 from rdrop_probes.submodels import SubModels

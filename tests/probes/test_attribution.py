@@ -19,6 +19,7 @@ from rdrop_probes.attribution import WHOLE, Attribution, GaussianAttribution
 from rdrop_probes.batch import Batch
 from rdrop_probes.columns import Column
 from rdrop_probes.discovery import find_sites
+from rdrop_probes.examples import Examples
 from rdrop_probes.families import Gaussian
 from rdrop_probes.interception import DrawInterceptor, ModulePaths
 from rdrop_probes.items import PartDone
@@ -26,7 +27,7 @@ from rdrop_probes.masks import Sampler
 from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
 from rdrop_probes.pairwise_kl import PairwiseKL
-from rdrop_probes.passes import Examples, Passes
+from rdrop_probes.passes import Passes
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.rank_agreement import rank_agreement
 from rdrop_probes.settings import Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -254,6 +255,20 @@ def test_lanczos_needs_few_steps_and_stops_where_everything_is_known() -> None:
     assert len(calls) <= 24
     few = leverages(lambda v: torch.zeros_like(v), 300, DELTA, seed=0)
     assert (few.counted == 0).all()
+
+
+def test_what_takes_long_says_how_far_it_is() -> None:
+    told: list[tuple[str, int, int]] = []
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Dropout(0.2), nn.Linear(40, 30))
+    case = replace(case_of(model, Batch(torch.randn(12, 6), 12, 0)), stage=lambda *seen: told.append(seen))
+    probe_of(case)
+    traces = [seen for seen in told if seen[0] == "Fisher trace"]
+    assert traces == [("Fisher trace", done, 12) for done in range(1, 13)]
+    steps = [done for what, done, _ in told if what == "effective dimension"]
+    assert steps == sorted(steps)
+    assert len(steps) > 4
+    assert told[-1] == ("effective dimension", 64, 64)  # at the end all is done, though fewer steps were needed
 
 
 def test_vectors_in_turn_are_vectors_together() -> None:

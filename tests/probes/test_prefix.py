@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdrop_probes.discovery import find_sites
-from rdrop_probes.passes import Examples, Passes
+from rdrop_probes.examples import Examples
+from rdrop_probes.passes import Passes
 from rdrop_probes.state import preserved
 
 
