@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rdrop_probes.columns import Column, ColumnSet, Floats, State
 from rdrop_probes.fisher_trace import traces
-from rdrop_probes.output_fisher import Leverages, OutputFisher, leverages, trainable
+from rdrop_probes.gram import fits, gram
+from rdrop_probes.output_fisher import Leverages, OutputFisher, exact, leverages, trainable
 from rdrop_probes.probe import Outcome, Probe
 from rdrop_probes.sampling import errors_in_words
 from rdrop_probes.selection import Case, Selection
@@ -43,9 +44,10 @@ class Freedom(Probe):
     less. Its delta is the same for every checkpoint, and so are examples and random vectors.
 
     They are of at most 256 and 128 examples at equal distances in the data. The dimension grows with their number, so
-    it can be compared on the same examples only. Its interval over new data is the infinitesimal jackknife's (Jaeckel
-    1972), from the derivative delta tr[(F + delta)^-2 F_n] in the weight of example n; random vectors are crossed with
-    examples.
+    it can be compared on the same examples only. Its interval over new data is the jackknife's, from what the dimension
+    falls by without example n, tr[(I - A_n)^-1 S_n] with the parts of F (F + delta)^-1 and delta F (F + delta)^-2 that
+    its gradients have. Where the gradients of all outputs fit into memory nothing is random; else random vectors are
+    crossed with examples, and the interval is a little narrow for not knowing what outputs of one example share.
     """
 
     name = "freedom"
@@ -146,21 +148,29 @@ def _differentiable(case: Case) -> ExitStack:
 def _dimension(case: Case) -> State:
     """The effective dimension as the mean over examples of values that vary as it does with the examples."""
     most = len(case.selection.indices)
-    selection = case.selection.thinned(max(-(-_numbers(case) // NUMBERS), -(-most // IN_SPECTRUM)))
+    selection = case.selection.thinned(
+        max(-(-_width(case) * len(_owners(case.selection)) // NUMBERS), -(-most // IN_SPECTRUM))
+    )
     if len(selection.indices) < FEWEST:
         raise ValueError(f"it takes {FEWEST} examples, with at most {NUMBERS} numbers in all their outputs")
-    fisher = OutputFisher(replace(case, selection=selection))
-    step = partial(case.stage, "effective dimension")
-    found = leverages(fisher, fisher.shape.numel(), DELTA, seed=case.seed, at_a_time=fisher.at_a_time, step=step)
-    return {"indices": list(selection.indices)} | _jackknifed(found, _owners(selection), len(selection.indices))
+    case, owners = replace(case, selection=selection), _owners(selection)
+    width = _width(case)
+    found = _leverages(case, width * len(owners))
+    return {"indices": list(selection.indices)} | _jackknifed(found, owners, width, len(selection.indices))
 
 
-def _numbers(case: Case) -> int:
-    """How many numbers are in the outputs of all examples."""
-    first = next(case.selection.parts(1))
+def _leverages(case: Case, numbers: int) -> Leverages:
+    """What each number of the outputs has in the effective dimension; from the whole matrix where that can be made."""
+    if fits(case, numbers):
+        return exact(gram(case), DELTA)
+    fisher, step = OutputFisher(case), partial(case.stage, "effective dimension")
+    return leverages(fisher, numbers, DELTA, seed=case.seed, at_a_time=fisher.at_a_time, step=step)
+
+
+def _width(case: Case) -> int:
+    """How many numbers are in a row of the outputs."""
     with torch.no_grad():
-        width = case.forward(first.inputs).shape[-1]
-    return int(width * len(_owners(case.selection)))
+        return int(case.forward(next(case.selection.parts(1)).inputs).shape[-1])
 
 
 def _owners(selection: Selection) -> Tensor:
@@ -172,13 +182,12 @@ def _owners(selection: Selection) -> Tensor:
     return torch.cat(found)
 
 
-def _jackknifed(found: Leverages, owners: Tensor, n: int) -> State:
-    """Values by example d + n (s_n - w_n s), s_n the slope that its rows have, w_n their share; means of V vectors."""
+def _jackknifed(found: Leverages, owners: Tensor, width: int, n: int) -> State:
+    """Values by example d + n (t_n - w_n t), t_n what d falls by without it, w_n its share; means of V vectors."""
     share = torch.bincount(owners, minlength=n).double() / len(owners)
-    by_row = (part.reshape(len(part), len(owners), -1).sum(-1) for part in (found.counted, found.slope))
-    counted, slope = (part.new_zeros(len(part), n).index_add_(1, owners, part) for part in by_row)  # [V, n]
-    dimensions = counted.sum(1)
-    moved = n * (slope - share * slope.sum(1, keepdim=True))
+    dimensions = found.counted.sum(1)
+    falls = found.without(owners.repeat_interleave(width), n)  # [V, n]
+    moved = n * (falls - share * falls.sum(1, keepdim=True))
     vectors = len(dimensions)
     leave_out = None if found.exact else n * (dimensions.sum() - dimensions) / (vectors - 1)
     return {

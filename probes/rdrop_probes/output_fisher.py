@@ -25,6 +25,7 @@ VECTORS = 6
 STEPS = 64
 LOOK = 4  # steps between looks at what has been reached
 ENOUGH = 1e-3  # relative change of every quadrature at which no further step is taken
+LEAST = 1e-3  # of what an output leaves to others in its own direction, below which random vectors err
 AT_A_TIME = 2**25  # numbers in the vectors of parameters that are held together
 
 Product = Callable[[Tensor], Tensor]
@@ -38,12 +39,30 @@ class Leverages:
     Attributes:
         counted: of lambda / (lambda + delta), whose sum is the effective dimension.
         slope: of delta lambda / (lambda + delta)^2, its change where the eigenvalues grow in proportion.
-        exact: whether no random vectors are behind them.
+        matrices: the two functions themselves [D, D]; None where random vectors are behind the diagonals.
     """
 
     counted: Tensor
     slope: Tensor
-    exact: bool
+    matrices: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether no random vectors are behind them."""
+        return self.matrices is not None
+
+    def without(self, owners: Tensor, n: int) -> Tensor:
+        """By how much the dimension falls [V, n] without the numbers that belong to each of n examples.
+
+        tr[(I - A)^-1 S] with the examples' own parts A and S of the two matrices (Woodbury); of diagonals alone
+        it is sum s / (1 - a), which leaves out what the numbers of one example have in common.
+        """
+        if self.matrices is None:
+            each = self.slope / (1 - self.counted.mean(0)).clamp(min=LEAST)
+            return each.new_zeros(len(each), n).index_add_(1, owners, each)
+        parts = [[m[own][:, own] for m in self.matrices] for own in (owners == example for example in range(n))]
+        falls = [torch.linalg.solve(torch.eye(len(a), dtype=a.dtype) - a, s).trace() for a, s in parts]
+        return torch.stack(falls)[None]
 
 
 def leverages(
@@ -56,7 +75,7 @@ def leverages(
     done, and of how many at most.
     """
     if size <= SMALL:
-        return _exact(product, size, delta)
+        return exact(product(torch.eye(size, dtype=torch.float64)), delta)
     numbers = torch.randint(0, 2, (size, VECTORS), generator=torch.Generator().manual_seed(seed % 2**63))
     parts = numbers.split(at_a_time, dim=1)
     counter = count(1)
@@ -69,14 +88,14 @@ def leverages(
     found = [_lanczos(counted_product, signs.double() * 2 - 1, delta) for signs in parts]
     step(STEPS * len(parts), STEPS * len(parts))
     counted, slope = (torch.cat(parts, dim=1).T for parts in zip(*found, strict=True))
-    return Leverages(counted, slope, exact=False)
+    return Leverages(counted, slope)
 
 
-def _exact(product: Product, size: int, delta: float) -> Leverages:
-    whole = product(torch.eye(size, dtype=torch.float64))
+def exact(whole: Tensor, delta: float) -> Leverages:
+    """Diagonals for the matrix K [D, D] itself."""
     values, vectors = torch.linalg.eigh((whole + whole.T) / 2)
-    counted, slope = ((vectors.square() @ f)[None] for f in _functions(values, delta))
-    return Leverages(counted, slope, exact=True)
+    counted, slope = ((vectors * f) @ vectors.T for f in _functions(values, delta))
+    return Leverages(counted.diagonal()[None], slope.diagonal()[None], (counted, slope))
 
 
 def _lanczos(product: Product, signs: Tensor, delta: float) -> tuple[Tensor, Tensor]:

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from rdrop_analysis.journal import decode, encode
-from rdrop_probes import output_fisher
+from rdrop_probes import gram, output_fisher
 from rdrop_probes.batch import Batch, take
+from rdrop_probes.columns import Column
 from rdrop_probes.discovery import find_sites
 from rdrop_probes.families import CATEGORICAL, Family, Gaussian
-from rdrop_probes.freedom import DELTA, Freedom
+from rdrop_probes.freedom import DELTA, Freedom, _jackknifed
 from rdrop_probes.items import Work
 from rdrop_probes.measure import measure
-from rdrop_probes.output_fisher import VECTORS, leverages
+from rdrop_probes.output_fisher import VECTORS, exact, leverages
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.registry import choose
 from rdrop_probes.selection import Case, Selection
@@ -147,8 +148,18 @@ def dimension_of(rows: Tensor, weights: Tensor | None = None) -> float:
     return float((values / (values + DELTA)).sum())
 
 
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients do not fit into memory: K is known by its products."""
+    monkeypatch.setattr(gram, "HELD", 0)
+
+
+@pytest.mark.parametrize("held", [gram.HELD, 0])
 @pytest.mark.parametrize("name", MODELS)
-def test_trace_and_dimension_are_those_of_the_fisher_matrix(name: str) -> None:
+def test_trace_and_dimension_are_those_of_the_fisher_matrix(
+    name: str, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gram, "HELD", held)
     make, draw = MODELS[name]
     case = case_of(make().double(), Batch(double(draw(7)), 7, 0), Batch(double(draw(5)), 5, 7))
     probe, rows = probe_of(case), rows_of(case)
@@ -210,20 +221,57 @@ def test_many_classes_are_sampled() -> None:
     assert "sampled_freedom" in probe.outcome().findings
 
 
-def test_the_interval_is_the_infinitesimal_jackknife() -> None:
+def test_the_interval_is_the_jackknife() -> None:
     inputs = tokens(6)
     places = ~inputs["padding"]
     case = case_of(Tagger().double(), Batch(inputs, 6, 0, places=places), Batch(inputs, 6, 6, places=places))
     rows = rows_of(case)
     owners = torch.cat([places.nonzero()[:, 0], 6 + places.nonzero()[:, 0]])
     values = probe_of(case).kept.columns["effective_dimension"].values
-    eps = 1e-5
-    for example in (0, 1, 7):
-        step = eps * (owners == example).double()
-        slope = (dimension_of(rows, 1 + step) - dimension_of(rows, 1 - step)) / (2 * eps)
-        assert (values[example] - values.mean()) / 12 == pytest.approx(slope, rel=1e-3, abs=1e-6)
+    fisher = torch.einsum("rcp,rcq->pq", rows, rows) / len(rows)
+
+    def dimension(matrix: Tensor) -> float:
+        found = torch.linalg.eigvalsh(matrix).clamp(min=0)
+        return float((found / (found + DELTA)).sum())
+
+    falls, shares = [], []
+    for example in range(12):
+        own = rows[owners == example]
+        falls.append(dimension(fisher) - dimension(fisher - torch.einsum("rcp,rcq->pq", own, own) / len(rows)))
+        shares.append(len(own) / len(rows))
+    expected = dimension(fisher) + 12 * (np.array(falls) - np.array(shares) * sum(falls))
+    assert values == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("n", [20, 60])
+def test_the_interval_of_the_dimension_covers(n: int) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        model[3].weight.mul_(3)
+    rows = rows_of(case_of(model, Batch(torch.randn(1000, 4).double(), 1000, 0)))  # [N, C, P]
+    estimates, halves = [], []
+    for _ in range(300):
+        some = rows[torch.randperm(1000)[:n]].flatten(0, 1)
+        values = _jackknifed(exact(some @ some.T / n, DELTA), torch.arange(n), 3, n)["values"]
+        found = metric(Column(values), unit="", shared_masks=False)
+        estimates.append(found.estimate)
+        halves.append((found.high - found.low) / 2)
+    held = np.abs(np.array(estimates) - np.mean(estimates)) <= np.array(halves)
+    error = (0.95 * 0.05 / 300) ** 0.5
+    assert 0.93 - 3 * error <= held.mean() <= 0.97 + 3 * error  # of what data of this size have on average
+
+
+def test_diagonals_alone_give_a_little_less_than_the_whole(products: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1)).double()
+    case = case_of(model, Batch(torch.randn(30, 4).double(), 30, 0), family=Gaussian(1.0))
+    whole = probe_of(case).kept.columns["effective_dimension"]
+    monkeypatch.setattr(output_fisher, "SMALL", 0)  # one output an example: nothing is left out but noise
+    random = probe_of(case).kept.columns["effective_dimension"]
+    assert random.values.std() == pytest.approx(whole.values.std(), rel=0.5)
+
+
+@pytest.mark.usefixtures("products")
 def test_random_vectors_miss_by_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_fisher, "SMALL", 0)
     case = case_of(mlp().double(), Batch(torch.randn(60, 4).double(), 60, 0))
@@ -257,7 +305,7 @@ def test_lanczos_needs_few_steps_and_stops_where_everything_is_known() -> None:
     assert (few.counted == 0).all()
 
 
-def test_what_takes_long_says_how_far_it_is() -> None:
+def test_what_takes_long_says_how_far_it_is(products: None) -> None:
     told: list[tuple[str, int, int]] = []
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Dropout(0.2), nn.Linear(40, 30))
@@ -278,6 +326,7 @@ def test_vectors_in_turn_are_vectors_together() -> None:
     assert torch.allclose(apart.counted, together.counted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("products")
 def test_the_same_examples_and_vectors_pair_two_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_fisher, "SMALL", 0)
     batch = Batch(torch.randn(60, 4).double(), 60, 0)
@@ -353,6 +402,7 @@ def frozen() -> nn.Module:
         (OneWay, "dimension_unavailable", "no effective dimension"),
     ],
 )
+@pytest.mark.usefixtures("products")
 def test_what_cannot_be_had_is_said(make: Callable[[], nn.Module], code: str, says: str) -> None:
     probe = probe_of(case_of(make(), Batch(torch.randn(9, 4), 9, 0)))
     assert says in probe.outcome().findings[code]
