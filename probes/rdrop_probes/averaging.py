@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from scipy import stats
+from torch import Tensor
 
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.by_example import ByExample, Means
@@ -26,6 +27,7 @@ from rdrop_probes.statistics import metric, sample_spread
 MARGIN = 0.05  # of what all passes gain over one: a difference that does not matter
 UNITS = {"nll": "nats"}
 EVAL = 0  # passes of the eval model
+MOST_GROUPS = 8  # whose bins are kept, which takes 9 bytes a group for each example
 
 Curve = Mapping[int, Column]
 """Evidence of one score by number of passes."""
@@ -40,9 +42,10 @@ class Averages(Probe):
     1 / m, so that infinitely many passes lie beyond K by about what lies between K / 2 and K.
     With masks shared by all examples the ECE has no interval.
 
-    The predictions of all groups are pooled in the bins of the ECE: it is biased upwards on few predictions, so
-    less for few passes (many groups) than for many or for the eval model. Its curve is no evidence that one pass is
-    calibrated better.
+    The ECE is of the first 8 groups, each with bins of its own: the points of its curve compare with each other and
+    with the eval model. Binned ECE is biased upwards on few examples, alike for all m as far as confidences are spread
+    alike over the bins; pooled over groups it would be less so for few passes, of which there are many groups. Its
+    interval is the delta method's: an example's value is the mean over groups of its gap under the signs of the group.
     """
 
     name = "averaging"
@@ -81,14 +84,19 @@ class Averages(Probe):
                 self.kept.add(f"{name}/{model.passes}", _column(means, proportion=name == "accuracy"))
 
     def _keep_bins(self, batch: EvalBatch, model: MeanModel) -> None:
-        bins = bin_statistics(model.confidence, model.prediction, batch.labels) / len(model.confidence)
-        by_example = self.examples.total(batch, f"bins/{model.passes}", bins.movedim(0, -1))
-        if by_example is None:
-            return
-        found = as_floats(by_example.movedim(-1, 0))
-        self._gaps.setdefault(model.passes, []).append(Gaps.of(found))
+        gaps = self.examples.total(batch, f"gaps/{model.passes}", _gaps_by_group(batch, model).T)
+        if gaps is not None:
+            self._gaps.setdefault(model.passes, []).append(Gaps.of(as_floats(gaps.T)))
         if model.passes == EVAL:  # all count the same rows
-            self._counts.append(found[..., 0].sum(1))
+            self._count(batch)
+
+    def _count(self, batch: EvalBatch) -> None:
+        """Keep how many rows of each example have a label."""
+        if batch.labels is None:
+            raise ValueError("averaging needs labels")
+        counts = self.examples.total(batch, "counts", (batch.labels >= 0).double())
+        if counts is not None:
+            self._counts.append(as_floats(counts))
         self._by_row = self._by_row and batch.owners is None
 
     def merge(self, other: Self) -> None:
@@ -177,6 +185,13 @@ def _combined(parts: Sequence[tuple[int, float]], curve: Curve) -> Column:
         1.0,
         weights=columns[0][0].weights,
     )
+
+
+def _gaps_by_group(batch: EvalBatch, model: MeanModel) -> Tensor:
+    """What each row adds to the gap of each bin of the first groups, over their number [P, groups BINS]."""
+    pairs = list(zip(model.confidence, model.prediction, strict=True))[:MOST_GROUPS]
+    bins = [bin_statistics(confidence[None], prediction[None], batch.labels) for confidence, prediction in pairs]
+    return torch.cat([part[..., 1] - part[..., 2] for part in bins], 1) / len(pairs)
 
 
 def _point(name: str, passes: int, curve: Curve, *, shared_masks: bool) -> AveragingPoint:

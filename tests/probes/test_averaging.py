@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from rdrop_probes.averaging import EVAL, Averages, enough_passes
+from rdrop_probes.averaging import EVAL, MOST_GROUPS, Averages, enough_passes
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.calibration import BINS
 from rdrop_probes.columns import plain
@@ -42,12 +42,22 @@ def naive(z, y, m):
     return {name: np.mean([group[name] for group in groups], axis=0) for name in groups[0]}
 
 
-def naive_ece(ps, y):
-    """ECE of the predictions [n, C] of several models, pooled."""
-    confidence = np.concatenate([p.max(-1) for p in ps])
-    hit = np.concatenate([p.argmax(-1) == y for p in ps])
+def naive_ece(p, y):
+    """ECE of the predictions [n, C] of a model."""
+    confidence, hit = p.max(-1), p.argmax(-1) == y
     bins = np.clip(np.ceil(confidence * BINS), 1, BINS)
     return sum(abs((confidence - hit)[bins == b].sum()) for b in range(1, BINS + 1)) / len(hit)
+
+
+def means_of(z, m):
+    """Mean probabilities [n, C] of m sub-models, for the first groups of them."""
+    p = z.softmax(-1).numpy()
+    return [p[i : i + m].mean(0) for i in range(0, len(p) - m + 1, m)][:MOST_GROUPS]
+
+
+def mean_ece(z, y, m):
+    """ECE of the mean of m sub-models, averaged over the first groups of them."""
+    return np.mean([naive_ece(p, y.numpy()) for p in means_of(z, m)])
 
 
 def fed(summed, z0, z, y, *, shared=False, step=3):
@@ -75,9 +85,9 @@ def test_scores_are_those_of_a_loop_over_stored_probabilities(summed, m):
         assert point.difference.low == pytest.approx(interval.low, rel=1e-9)
         assert point.difference.high == pytest.approx(interval.high, rel=1e-9)
         assert point.p_value == pytest.approx(paired.pvalue, rel=1e-6)
-    p = z.softmax(-1).numpy()
-    ece = naive_ece([p[i : i + m].mean(0) for i in range(0, K, m)], y.numpy())
-    assert found["ece", m].value.estimate == pytest.approx(ece, rel=1e-9)
+    assert found["ece", m].value.estimate == pytest.approx(mean_ece(z, y, m), rel=1e-9)
+    ece = naive_ece(z0.softmax(-1).numpy(), y.numpy())
+    assert found["ece", m].difference.estimate == pytest.approx(mean_ece(z, y, m) - ece, rel=1e-9)
     assert found["ece", m].difference.low < found["ece", m].difference.high
 
 
@@ -176,8 +186,50 @@ def test_rows_of_an_example_weigh_as_rows_and_vary_as_examples(summed):
         point = points(probe)["nll", m]
         assert point.value.estimate == pytest.approx(naive(z[:, known], y[known], m)["nll"].mean(), rel=1e-9)
         assert point.value.n == point.difference.n == N // 4
-        ece = naive_ece([z[i : i + m, known].softmax(-1).mean(0).numpy() for i in range(0, K, m)], y[known].numpy())
+        ece = mean_ece(z[:, known], y[known], m)
         assert points(probe)["ece", m].value.estimate == pytest.approx(ece, rel=1e-9)
+
+
+def signed_gaps(p, y):
+    """What each example adds to the ECE of predictions [n, C], times n: its gap, under the sign of its bin's."""
+    gap = p.max(-1) - (p.argmax(-1) == y)
+    bins = np.clip(np.ceil(p.max(-1) * BINS), 1, BINS)
+    return np.array([np.sign(gap[bins == b].sum()) * own for b, own in zip(bins, gap, strict=True)])
+
+
+@pytest.mark.parametrize("m", [1, 4, 16])
+def test_the_interval_of_the_ece_is_of_each_examples_mean_gap_under_the_signs_of_each_group(summed, m):
+    z0, z, y = predictions()
+    values = np.mean([signed_gaps(p, y.numpy()) for p in means_of(z, m)], axis=0)
+    paired = stats.ttest_rel(values, signed_gaps(z0.softmax(-1).numpy(), y.numpy()))
+    found = points(fed(summed, z0, z, y))["ece", m]
+    assert found.difference.low == pytest.approx(paired.confidence_interval().low, rel=1e-9)
+    assert found.difference.high == pytest.approx(paired.confidence_interval().high, rel=1e-9)
+    assert found.p_value == pytest.approx(paired.pvalue, rel=1e-6)
+
+
+def calibrated_at_borders(n=400, k=8):
+    """Eval model and sub-models of two classes that are right as often as they say, whatever dropout does.
+
+    Confidences lie on borders between bins: dropout moves them across at random, and changes nothing else.
+    """
+    right = torch.tensor([8, 10, 12, 14], dtype=torch.float64).repeat(n // 4) / BINS
+    z = torch.stack([right.logit() + 1e-6 * torch.randn(k + 1, n, dtype=torch.float64), torch.zeros(k + 1, n)], -1)
+    return z[0], z[1:], torch.bernoulli(1 - right).long()
+
+
+def test_where_means_of_all_sizes_are_calibrated_alike_their_ece_is_alike(summed, z_score):
+    """60 simulations. Pooled over groups, the ECE of one pass would be lower than the eval model's: less biased."""
+    apart, pooled_apart = {1: [], 2: [], 4: [], 8: []}, []
+    for _ in range(60):
+        z0, z, y = calibrated_at_borders()
+        found = points(fed(summed, z0, z, y))
+        for m, values in apart.items():
+            values.append(found["ece", m].difference.estimate)
+        pooled = naive_ece(np.concatenate(means_of(z, 1)), y.repeat(8).numpy())
+        pooled_apart.append(pooled - naive_ece(z0.softmax(-1).numpy(), y.numpy()))
+    assert all(abs(z_score(values, 0.0)) < 4 for values in apart.values())
+    assert z_score(pooled_apart, 0.0) < -6
 
 
 def test_without_dropout_there_is_nothing_to_average(measured):
