@@ -40,7 +40,8 @@ class Averages(Probe):
     difference is paired by example, with a t interval. `enough` is the smallest m from which on a score is not
     significantly worse than that of K passes by more than 5% of what K passes gain over one. NLL of a mean falls as
     1 / m, so that infinitely many passes lie beyond K by about what lies between K / 2 and K.
-    With masks shared by all examples the ECE has no interval.
+    With masks shared by all examples the ECE has no interval. A row whose NLL is infinite under the eval model or any
+    sub-model is left out of the whole curve of the NLL, so that all points are of the same rows.
 
     The ECE is of the first 8 groups, each with bins of its own: the points of its curve compare with each other and
     with the eval model. Binned ECE is biased upwards on few examples, alike for all m as far as confidences are spread
@@ -126,7 +127,16 @@ class Averages(Probe):
         points = [point for name, curve in curves.items() for point in self._points(name, curve)]
         enough = {name: self._enough(name, curve) for name, curve in curves.items()}
         known = {name: passes for name, passes in enough.items() if passes is not None}
-        return Outcome(ColumnSet(), {"averaging": Averaging(points=points, enough=known)})
+        return Outcome(ColumnSet(), {"averaging": Averaging(points=points, enough=known)}, self._left_out())
+
+    def _left_out(self) -> dict[str, str]:
+        """How many rows are on no point of a curve, as a finding."""
+        infinite = self.kept.columns[f"nll/{EVAL}"].infinite
+        count = 0 if infinite is None else int(infinite.sum())
+        text = (
+            f"NLL is infinite for {count} row(s) under the eval model or a sub-model, left out of all means of passes"
+        )
+        return {"averaging_infinite": text} if count else {}
 
     def _curve(self, name: str) -> Curve:
         return {passes: self.kept.columns[f"{name}/{passes}"] for passes in self._gaps}
@@ -229,14 +239,17 @@ def _without_interval(point: AveragingPoint) -> AveragingPoint:
 
 
 def _column(means: Means, *, proportion: bool) -> Column:
-    """Column of [1 + G, N]: scores by example, and those with each block left out if there are any."""
-    weights = means.weights
-    if len(means.values) == 1:
-        column = plain(means.values[0], proportion=proportion, weights=weights)
-        column.infinite = None if means.infinite is None else as_floats(means.infinite)
+    """Column of [1 + G, N]: scores by example, and those with each block left out if there are any.
+
+    What is infinite is counted, and no value: differences of it would be neither.
+    """
+    infinite = torch.isinf(means.values)
+    values = torch.where(infinite, torch.nan, means.values)
+    if len(values) == 1:
+        column = plain(values[0], proportion=proportion, weights=means.weights)
     else:
-        sizes = torch.ones(len(means.values) - 1)
-        jackknife = Jackknife(means.values[0], means.values[1:], sizes, weights, means.infinite)
+        jackknife = Jackknife(values[0], values[1:], torch.ones(len(values) - 1), means.weights)
         column = jackknife.column(corrected=False, proportion=proportion)
+    column.infinite = as_floats(infinite[0] if means.infinite is None else means.infinite)
     column.floor = 0.0
     return column

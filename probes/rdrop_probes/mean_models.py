@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, sqrt
 
 import torch
@@ -47,6 +47,12 @@ class MeanModel:
     confidence: Tensor
     prediction: Tensor
 
+    def where_finite(self, values: Tensor) -> MeanModel:
+        """With the scores of rows where `values` [S, P] are finite, and `values` in place of the others."""
+        kept = torch.isfinite(values)
+        without = None if self.without is None else torch.where(kept, self.without, values)
+        return replace(self, scores=torch.where(kept, self.scores, values), without=without)
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -58,15 +64,21 @@ class Groups:
 
 
 def mean_models(batch: EvalBatch, sums: BlockSums, *, leave_out: bool) -> Iterator[MeanModel]:
-    """The eval model, one sub-model on average, and the means of 2, 4, ... and all of them."""
+    """The eval model, one sub-model on average, and the means of 2, 4, ... and all of them.
+
+    All of them score the same rows: one whose score is not finite under the eval model or under a sub-model (the NLL of
+    a label that it rules out) has none under any of them. Where each sub-model's is finite, so is that of their means.
+    """
     highest = batch.p.max(-1)
     own = torch.stack([nll(batch.log_p, batch.labels), hits(batch.log_p, batch.labels), brier(batch.p, batch.labels)])
+    single = _single(sums.total())
+    either = own + single  # infinite where one of them is, NaN where there is no label
     still = own.expand(sums.blocks, *own.shape) if leave_out else None
-    yield MeanModel(0, own, still, highest.values[None], highest.indices[None])
+    yield MeanModel(0, own, still, highest.values[None], highest.indices[None]).where_finite(either)
     without = _single(sums.leave_one_out()) if leave_out else None
-    yield MeanModel(1, _single(sums.total()), without, sums.kept(confidence), sums.kept(vote))
+    yield MeanModel(1, single, without, sums.kept(confidence), sums.kept(vote)).where_finite(either)
     for groups in grouped(sums.sizes.tolist()):
-        yield _MeanOf(batch, sums, groups).model(leave_out=leave_out)
+        yield _MeanOf(batch, sums, groups).model(leave_out=leave_out).where_finite(either)
 
 
 def grouped(sizes: Sequence[int]) -> list[Groups]:

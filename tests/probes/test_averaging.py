@@ -190,6 +190,50 @@ def test_rows_of_an_example_weigh_as_rows_and_vary_as_examples(summed):
         assert points(probe)["ece", m].value.estimate == pytest.approx(ece, rel=1e-9)
 
 
+def with_impossible_labels():
+    """Labels that the eval model (rows 0 to 2), one sub-model (rows 2 to 9) or all of them (row 12) rule out."""
+    z0, z, y = predictions()
+    z0[[0, 1, 2], y[:3]] = -torch.inf
+    z[5, torch.arange(2, 10), y[2:10]] = -torch.inf
+    z[:, 12, y[12]] = -torch.inf
+    return z0, z, y, torch.tensor([i not in {*range(10), 12} for i in range(N)])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_example_whose_nll_is_infinite_for_one_model_is_on_no_point_of_the_curve(summed, shared):
+    z0, z, y, kept = with_impossible_labels()
+    probe = fed(summed, z0, z, y, shared=shared)
+    own = naive_scores(z0[kept].softmax(-1).numpy(), y[kept].numpy())["nll"]
+    for m in (1, 2, 4, 8, K):
+        point, expected = points(probe)["nll", m], naive(z[:, kept], y[kept], m)["nll"]
+        assert point.value.estimate == pytest.approx(expected.mean(), rel=1e-9)
+        assert point.difference.estimate == pytest.approx((expected - own).mean(), rel=1e-9)
+        assert point.value.n == point.difference.n == int(kept.sum())
+        assert points(probe)["brier", m].value.n == N  # finite everywhere
+        assert point.p_value is not None
+    assert "infinite for 11 row(s)" in probe.outcome().findings["averaging_infinite"]
+
+
+def test_a_token_whose_nll_is_infinite_for_one_model_is_on_no_point_of_the_curve(summed):
+    """Examples of four tokens; the first two have none left, and weigh nothing."""
+    z0, z, y, kept = with_impossible_labels()
+    owners = torch.arange(N) // 4
+    probe = Averages()
+    batch = EvalBatch(0, None, z0, y, owners, N // 4)
+    sums = BlockSums(TERMS, K, N, C)
+    sums.add(0, Distributions(batch, z))
+    probe.update(batch, sums)
+    own = naive_scores(z0[kept].softmax(-1).numpy(), y[kept].numpy())["nll"]
+    for m in (1, 2, 4, 8, K):
+        point, expected = points(probe)["nll", m], naive(z[:, kept], y[kept], m)["nll"]
+        assert point.value.estimate == pytest.approx(expected.mean(), rel=1e-9)
+        assert point.difference.estimate == pytest.approx((expected - own).mean(), rel=1e-9)
+        assert point.difference.n == N // 4 - 2  # rows 0 to 3 and 4 to 7
+        np.testing.assert_array_equal(probe.kept.columns[f"nll/{m}"].weights, np.bincount(owners[kept], minlength=10))
+        assert probe.kept.columns[f"nll/{m}"].infinite.sum() == 11
+    assert "infinite for 11 row(s)" in probe.outcome().findings["averaging_infinite"]
+
+
 def signed_gaps(p, y):
     """What each example adds to the ECE of predictions [n, C], times n: its gap, under the sign of its bin's."""
     gap = p.max(-1) - (p.argmax(-1) == y)
