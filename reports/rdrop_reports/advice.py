@@ -12,6 +12,7 @@ from rdrop_reports.text import called
 MOST_CHECKPOINTS = 6
 _SCORES = {"nll": "NLL", "mse": "MSE", "accuracy": "Accuracy", "brier": "Brier score", "ece": "ECE"}
 _SHARES = ("accuracy", "ece")
+_UNITS = {"mse": "target²"}
 
 
 def advice(record: RunRecord) -> list[str]:
@@ -112,7 +113,7 @@ def _difference(checkpoint: CheckpointResult, score: str, passes: int) -> Cell:
 def _unit(record: RunRecord, score: str) -> str:
     if score in _SHARES:
         return "percentage points"
-    return short_unit(record) if score == "nll" else ""
+    return short_unit(record) if score == "nll" else _UNITS.get(score, "")
 
 
 def _scaled(found: Temperature | None) -> list[Cell]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from test_report_page import parsed
 
-from rdrop_probes.records import Axis, Metric, NoiseFloor, in_unit
-from rdrop_reports.advice import advice
+from rdrop_probes.records import Averaging, Axis, Metric, NoiseFloor, in_unit
+from rdrop_reports.advice import advice, averaging_summary
 from rdrop_reports.averaging import change, compared, curve
 from rdrop_reports.cause_tables import attribution_table
 from rdrop_reports.claims import claims, ranks
@@ -295,6 +295,18 @@ def test_averaging_is_advised_only_where_it_is_shown_to_help(low, high, words):
     averaging = replace(record.checkpoints[0].averaging, points=points)
     (sentence,) = advice(changed(record, averaging=averaging))
     assert words in sentence
+
+
+def test_in_regression_advice_is_of_the_squared_error():
+    record = rich(("model",))[0]
+    points = [replace(p, metric="mse", difference=bounds(-0.2, -0.1)) for p in curve(record.checkpoints[0], "nll")]
+    record = changed(record, averaging=Averaging(points=points, enough={"mse": 8}), temperature=None)
+    (sentence,) = advice(record)
+    assert "the mean of 32 passes lowers the squared error by 0.15 [0.10, 0.20]; 8 passes are enough." in sentence
+    assert "NLL" not in sentence
+    assert "lowers the squared error by" in takeaway("averaging", record)
+    heads = [cell.text for cell in averaging_summary(record).head]
+    assert heads[1:] == ["MSE, less eval", "Enough"]
 
 
 def test_more_accuracy_is_better_and_more_nll_worse():
