@@ -32,8 +32,8 @@ class Averages(Probe):
     significantly worse than that of K passes by more than 5% of what K passes gain over one. NLL of a mean falls as
     1 / m, so that infinitely many passes lie beyond K by about what lies between K / 2 and K.
     With masks shared by all examples the ECE has no interval. A row whose NLL is infinite under the eval model or any
-    sub-model is left out of the whole curve of the NLL, so that all points are of the same rows. Where an
-    example has several labels, each is a row of two classes, yes and no.
+    sub-model is left out of the whole curve of the NLL, so that all points are of the same rows. Several labels of an
+    example are rows of two classes each, yes and no.
 
     The ECE is of the first 8 groups, each with bins of its own: the points of its curve compare with each other and
     with the eval model. Binned ECE is biased upwards on few examples, alike for all m as far as confidences are spread
