@@ -199,6 +199,8 @@ def test_analyze_runs_every_task(tmp_path):
         record = results.record
         assert (record.data.task, record.data.per, record.data.n_rows) == (task, per, rows)
         assert record.checkpoints[0].metrics["epkl"].estimate > 0
+        averaged = {"mse"} if task == "regression" else {"nll", "accuracy", "brier", "ece"}
+        assert {point.metric for point in record.checkpoints[0].averaging.points} == averaged
         assert not record.failures
         results.save(tmp_path / task)
         assert (tmp_path / task / "report.html").stat().st_size > 10_000

@@ -17,7 +17,7 @@ class Means:
     Attributes:
         values: [..., N]; NaN for an example without rows.
         weights: [N], over how many rows they are; None where each example is one row.
-        infinite: [N], how many rows were left out because their first value is not finite; None likewise.
+        infinite: [N], how many rows were left out because their first value is infinite; None likewise.
     """
 
     values: Tensor
@@ -34,13 +34,14 @@ class ByExample:
     def means(self, batch: EvalBatch, name: str, values: Tensor) -> Means | None:
         """Means of values [P] or [G, P] over rows; None while groups of the batch's rows are still to come.
 
-        A row whose first value is infinite is left out: one impossible token says nothing of the others.
+        A row whose first value is infinite is left out: one impossible token says nothing of the others. So is, without
+        being counted, one whose first is NaN: a token without a label.
         """
         if batch.owners is None:
             return Means(values)
         first = values if values.dim() == 1 else values[0]
         kept = torch.isfinite(first)
-        counts = self.total(batch, f"{name}/rows", torch.stack([kept, ~kept]).to(values.dtype))
+        counts = self.total(batch, f"{name}/rows", torch.stack([kept, torch.isinf(first)]).to(values.dtype))
         total = self.total(batch, name, torch.where(kept, values, 0.0))
         return None if total is None or counts is None else Means(total / counts[0], counts[0], counts[1])
 

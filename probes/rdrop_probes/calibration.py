@@ -38,6 +38,8 @@ def bin_statistics(confidence: Tensor, prediction: Tensor, labels: Tensor | None
 class Gaps:
     """Confidence less hits of each example, in those of the bins where there is any: few of the 15.
 
+    Bins of several models may stand side by side, numbered through.
+
     Attributes:
         sizes: [N], in how many bins each example is. bins: their numbers, example by example. gaps: what is there.
     """
@@ -47,9 +49,8 @@ class Gaps:
     gaps: Floats
 
     @classmethod
-    def of(cls, bins: Floats) -> Self:
-        """From each example's share in the bins [N, BINS, 3]."""
-        gaps = bins[..., 1] - bins[..., 2]
+    def of(cls, gaps: Floats) -> Self:
+        """From what each example adds to the gap of each bin [N, bins]."""
         examples, places = np.nonzero(gaps)
         sizes = np.bincount(examples, minlength=len(gaps))
         return cls(sizes.astype(np.uint8), places.astype(np.uint8), gaps[examples, places])
@@ -122,7 +123,7 @@ class Calibration(SubModelProbe):
         if by_example is None:
             return
         found = as_floats(by_example.movedim(-1, 0))
-        self._gaps[kind].append(Gaps.of(found))
+        self._gaps[kind].append(Gaps.of(found[..., 1] - found[..., 2]))
         self._totals[kind] += found.sum(0)
         if kind == "eval":  # all kinds count the same rows
             self._counts.append(found[..., 0].sum(1).astype(np.int32))

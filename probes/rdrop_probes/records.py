@@ -164,7 +164,7 @@ class Averaging:
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature:
-    """The temperature that minimises the eval model's NLL, cross-fitted, and what it changes (after less before)."""
+    """The temperature that minimises a model's NLL, cross-fitted, and what it changes (after less before)."""
 
     temperature: float
     low: float | None
@@ -193,7 +193,8 @@ class CheckpointResult:
     """Everything measured on one checkpoint.
 
     `stochastic` is whether train mode draws anything; `reliability` has the keys eval, sub and mean; `sub_models` is K
-    as it was run, None where there was nothing to draw.
+    as it was run, None where there was nothing to draw. `temperature` is of the eval model, `temperature_mean` of
+    the MC mean of all passes.
     """
 
     name: str
@@ -215,6 +216,7 @@ class CheckpointResult:
     sweep: list[SweepPoint] = field(default_factory=list)
     averaging: Averaging | None = None
     temperature: Temperature | None = None
+    temperature_mean: Temperature | None = None
     noise_floor: list[NoiseFloor] = field(default_factory=list)
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from rdrop_probes.attribution import Attribution, GaussianAttribution
-from rdrop_probes.averaging import Averages
+from rdrop_probes.averaging import Averages, GaussianAverages
 from rdrop_probes.calibration import Calibration
 from rdrop_probes.families import FamilyName
 from rdrop_probes.freedom import Freedom
@@ -25,7 +25,7 @@ BUILT_IN: tuple[type[Probe], ...] = (
     *(PairwiseKL, GaussianPairwise, Gap, GaussianGap, Calibration, Jacobian, Prediction),
     *(Attribution, GaussianAttribution, Sweep, GaussianSweep),
     Freedom,
-    *(Averages, TemperatureScaling, NoiseFloors),
+    *(Averages, GaussianAverages, TemperatureScaling, NoiseFloors),
 )
 DEFAULT = "default"
 ENTRY_POINTS = "rdrop_analysis.probes"

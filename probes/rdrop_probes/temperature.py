@@ -1,226 +1,128 @@
-"""Would a temperature help: the one that minimises the eval model's NLL, and what it changes on examples left out."""
+"""Would a temperature help the eval model, or the MC mean: the one of least NLL, and what it changes elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from math import exp, log, sqrt
+from types import MappingProxyType
 from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.polynomial import chebyshev
-from numpy.typing import NDArray
-from scipy import optimize, stats
 from torch import Tensor
 
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.by_example import ByExample
-from rdrop_probes.calibration import BINS
-from rdrop_probes.columns import Column, ColumnSet, Floats, State, as_floats
+from rdrop_probes.columns import ColumnSet, State, as_floats
 from rdrop_probes.distributions import EvalBatch
-from rdrop_probes.divergences import nll
+from rdrop_probes.divergences import hits, nll
 from rdrop_probes.probe import Outcome, Probe
-from rdrop_probes.records import Metric, Temperature
-from rdrop_probes.statistics import LEVEL, compare, metric, sample_spread
-from rdrop_probes.terms import negative_log_likelihood
+from rdrop_probes.sites import SitePlan
+from rdrop_probes.temperature_curves import EDGE, FOLDS, HIGHEST, INVERSES, Curves, Piece, scaled
+from rdrop_probes.terms import log_likelihood, probability
 
-HIGHEST = 10.0  # temperature; the lowest is its inverse
-SPAN = log(HIGHEST)
-NODES = 24
-FOLDS = 10
 FEWEST = 2 * FOLDS  # examples
-SHARP = 1e-7  # of where a minimum is, from -1 (lowest temperature) to 1 (highest)
-EDGE = 1 - 1e-3
-
-_PLACES: Floats = chebyshev.chebpts1(NODES)
-_TO_SERIES: Floats = np.linalg.inv(chebyshev.chebvander(_PLACES, NODES - 1)).astype(float)
+EVAL, MEAN = "temperature", "temperature_mean"
+_MODELS = MappingProxyType({EVAL: "the eval model", MEAN: "the MC mean"})
 
 
 class TemperatureScaling(Probe):
-    """The temperature T of softmax(z / T) that minimises the eval model's NLL (Guo et al. 2017), in nats.
+    """The temperatures T that minimise the NLL of the eval model and of the MC mean (Guo et al. 2017), in nats.
+
+    Of the eval model the logits z are scaled, softmax(z / T); of the mean p of the K passes its logarithm,
+    softmax(log p / T): averaging makes a model less confident by itself, and is scaled after (Rahaman and Thiery 2021).
 
     Each example's NLL is known at 24 temperatures from 1/10 to 10, and between them by Chebyshev interpolation in
     log T. What T changes is measured by cross-fitting: every tenth example (in the order of the data) under the
     temperature of all others. The interval of T is that of an M-estimator, in log T:
     variance = var(s) / (N H^2), s the slope of each example's NLL at T and H their mean curvature; there is none where
     NLL is least at an end of the range. The interval of the change is a little narrow below some 300 examples, of which
-    few carry most of it. ECE is over 15 bins, where each example is one row. No temperature changes a prediction.
+    few carry most of it. With masks shared by all examples, intervals of the MC mean are for these very masks. ECE is
+    over 15 bins, where each example is one row. No temperature changes a prediction.
     """
 
     name = "temperature"
     units: ClassVar = {}
-    terms = (negative_log_likelihood,)
+    terms = (probability, log_likelihood)
     needs_labels = True
 
     def __init__(self) -> None:
         super().__init__()
         self.examples = ByExample()
-        self._pieces: list[Piece] = []
+        self._pieces: dict[str, list[Piece]] = {}
+        self._stochastic = True
+
+    def start(self, plan: SitePlan, *, shared_masks: bool) -> None:
+        """Without dropout the MC mean is the eval model."""
+        super().start(plan, shared_masks=shared_masks)
+        self._stochastic = plan.stochastic
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
-        """Keep each example's NLL, and where it is one row its confidence, at all temperatures."""
-        confidence, curve = _curves(batch)
-        means = self.examples.means(batch, "nll", torch.cat([nll(batch.log_p, batch.labels)[None], curve]))
+        """Keep what both models' confidence and NLL are at all temperatures."""
+        self._keep(batch, EVAL, batch.scores, batch.log_p)
+        if self._stochastic:
+            log_mean = _log_mean(batch, sums)
+            self._keep(batch, MEAN, log_mean.to(batch.scores.dtype), log_mean)
+
+    def _keep(self, batch: EvalBatch, model: str, scores: Tensor, log_p: Tensor) -> None:
+        """Keep each example's NLL, and where it is one row its confidence."""
+        confidence, curve = _curves(scores, batch.labels)
+        means = self.examples.means(batch, model, torch.cat([nll(log_p, batch.labels)[None], curve]))
         if means is None:
             return
-        if batch.owners is None and batch.labels is not None:
-            hit = torch.where(batch.labels < 0, torch.nan, (batch.prediction == batch.labels).double())
-            bins = as_floats(torch.cat([hit[None], batch.log_p.amax(-1)[None], confidence]))
-        else:
-            bins = np.zeros((0, means.values.shape[-1]))
+        bins = np.zeros((0, means.values.shape[-1]))
+        if batch.owners is None:
+            bins = as_floats(torch.cat([hits(log_p, batch.labels)[None], log_p.amax(-1)[None], confidence]))
         weights = None if means.weights is None else as_floats(means.weights)
-        self._pieces.append(Piece(as_floats(means.values), bins, weights))
+        self._pieces.setdefault(model, []).append(Piece(as_floats(means.values), bins, weights))
 
     def merge(self, other: Self) -> None:
         """Append another worker's examples."""
         super().merge(other)
-        self._pieces += other._pieces
+        for model, pieces in other._pieces.items():
+            self._pieces.setdefault(model, []).extend(pieces)
 
     def state(self) -> State:
         """With the curves of the examples."""
-        return super().state() | {"pieces": [[piece.nll, piece.bins, piece.weights] for piece in self._pieces]}
+        pieces = {
+            model: [[piece.nll, piece.bins, piece.weights] for piece in pieces]
+            for model, pieces in self._pieces.items()
+        }
+        return super().state() | {"pieces": pieces}
 
     def restore(self, state: State) -> None:
         """Take back what :meth:`state` gave."""
         super().restore(state)
-        self._pieces = [Piece(*piece) for piece in state["pieces"]]
+        self._pieces = {model: [Piece(*piece) for piece in pieces] for model, pieces in state["pieces"].items()}
 
     def outcome(self) -> Outcome:
-        """The temperature and what it changes; nothing for a few examples."""
-        curves = Curves(self._pieces)
-        if curves.known.sum() < FEWEST:
-            return Outcome(ColumnSet())
-        place = curves.best(curves.known)
-        findings = {}
-        if abs(place) > EDGE:
-            end = f"{HIGHEST:g}, the highest" if place > 0 else f"{1 / HIGHEST:g}, the lowest"
-            findings["temperature_at_edge"] = f"the eval model's NLL is least at a temperature of {end} that is tried"
-        return Outcome(ColumnSet(), {"temperature": _record(curves, place)}, findings)
+        """The temperature of each model and what it changes; nothing for a few examples."""
+        found = Outcome(ColumnSet())
+        for model, pieces in self._pieces.items():
+            curves = Curves(pieces)
+            if curves.known.sum() < FEWEST:
+                continue
+            place = curves.best(curves.known)
+            found.tables[model] = scaled(curves, place)
+            if abs(place) > EDGE:
+                end = f"{HIGHEST:g}, the highest" if place > 0 else f"{1 / HIGHEST:g}, the lowest"
+                text = f"{_MODELS[model]}'s NLL is least at a temperature of {end} that is tried"
+                found.findings[f"{model}_at_edge"] = text
+        return found
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What is known of some examples.
-
-    Attributes:
-        nll: [1 + NODES, N], NLL as it is and at all temperatures.
-        bins: [2 + NODES, N], hits, and the logarithm of the confidence as it is and at all temperatures; [0, N] where
-            examples have several rows. weights: [N], how many rows; None where each is one.
-    """
-
-    nll: Floats
-    bins: Floats
-    weights: Floats | None
+def _log_mean(batch: EvalBatch, sums: BlockSums) -> Tensor:
+    """Logarithm of the mean probability of each class [P, C]; the label's from logarithms, however small it is."""
+    if batch.labels is None:
+        raise ValueError("a temperature needs labels")
+    total = sums.total()
+    log_p = total.mean(probability).log()
+    index = batch.labels.clamp(min=0).unsqueeze(-1)
+    likelihood = torch.where(batch.labels < 0, log_p.gather(-1, index).squeeze(-1), total.mean(log_likelihood))
+    return log_p.scatter(-1, index, likelihood.unsqueeze(-1))
 
 
-class Curves:
-    """NLL and confidence of N examples as functions of log T, in units of the range: from -1 to 1."""
-
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        self.nll = _joined([piece.nll for piece in pieces], 1 + NODES)
-        self.bins = _joined([piece.bins for piece in pieces if len(piece.bins)], 2 + NODES)
-        weights = [piece.weights for piece in pieces if piece.weights is not None]
-        self.weights = np.concatenate(weights) if weights else None
-        self.known: NDArray[np.bool_] = np.asarray(np.isfinite(self.nll).all(0))
-
-    @cached_property
-    def series(self) -> Floats:
-        """[NODES, N], Chebyshev series of each example's NLL; NaN of those that have none."""
-        series: Floats = _TO_SERIES @ np.where(self.known, self.nll[1:], np.nan)
-        return series
-
-    def best(self, examples: NDArray[np.bool_]) -> float:
-        """Where the mean NLL of some examples is least: it is convex in 1 / T."""
-        mean = self.mean(self.series, examples)
-        least = optimize.minimize_scalar(
-            lambda place: chebyshev.chebval(place, mean), bounds=(-1, 1), options={"xatol": SHARP}
-        )
-        return float(least.x)
-
-    def mean(self, values: Floats, examples: NDArray[np.bool_]) -> Floats:
-        """Mean over the rows of some examples of values [..., N]."""
-        weights = None if self.weights is None else self.weights[examples]
-        means: Floats = np.average(values[..., examples], axis=-1, weights=weights)
-        return means
-
-    def crossed(self) -> list[float]:
-        """Where NLL is least for the examples that are not in a fold, fold by fold."""
-        folds = np.arange(len(self.known)) % FOLDS
-        return [self.best(self.known & (folds != fold)) for fold in range(FOLDS)]
-
-    def column(self, values: Floats) -> Column:
-        """Column of values [N]."""
-        return Column(values, weights=self.weights)
-
-
-def _record(curves: Curves, place: float) -> Temperature:
-    crossed = curves.crossed()
-    after = _under(curves.series, crossed)
-    before = curves.column(np.where(curves.known, curves.nll[0], np.nan))
-    paired = compare("nll", ("before", before), ("after", curves.column(after)), unit="nats", shared_masks=False)
-    half = None if abs(place) > EDGE else _half_width(curves, place)
-    return Temperature(
-        temperature=exp(SPAN * place),
-        low=None if half is None else exp(SPAN * place - half),
-        high=None if half is None else exp(SPAN * place + half),
-        nll_before=_metric(before),
-        nll_after=_metric(curves.column(after)),
-        nll_difference=Metric(
-            estimate=paired.difference, low=paired.low, high=paired.high, unit="nats", n=paired.n, level=paired.level
-        ),
-        ece_before=_ece(curves.bins, curves.bins[1]),
-        ece_after=_ece(curves.bins, _under(_TO_SERIES @ curves.bins[2:], crossed)),
-        p_value=paired.p_value,
-    )
-
-
-def _metric(column: Column) -> Metric:
-    column.floor = 0.0
-    return metric(column, unit="nats", shared_masks=False)
-
-
-def _under(series: Floats, crossed: Sequence[float]) -> Floats:
-    """Values [N] of series [NODES, N], of each fold's examples at a place of their own."""
-    values = np.empty(series.shape[1])
-    for fold, place in enumerate(crossed):
-        values[fold::FOLDS] = chebyshev.chebval(place, series[:, fold::FOLDS])
-    return values
-
-
-def _half_width(curves: Curves, place: float) -> float | None:
-    """Half the interval of log T."""
-    slopes = np.asarray(chebyshev.chebval(place, chebyshev.chebder(curves.series)) / SPAN, dtype=float)
-    curvature = (
-        float(chebyshev.chebval(place, chebyshev.chebder(curves.mean(curves.series, curves.known), 2))) / SPAN**2
-    )
-    column = curves.column(slopes).linearised()
-    spread = sample_spread(column.values[column.finite], df=column.df)
-    if spread.df <= 0 or not curvature > 0:
-        return None
-    return float(stats.t.ppf(0.5 + LEVEL / 2, spread.df)) * sqrt(spread.variance) / curvature
-
-
-def _ece(bins: Floats, log_confidence: Floats) -> float | None:
-    """ECE of confidences [N]; None where it is not known for each row."""
-    hit = bins[0]
-    known = np.isfinite(hit)
-    if not known.any():
-        return None
-    confidence = np.exp(np.minimum(log_confidence[known], 0.0))
-    index = np.clip(np.ceil(confidence * BINS), 1, BINS).astype(int)
-    return float(np.abs(np.bincount(index, confidence - hit[known])).sum() / known.sum())
-
-
-def _curves(batch: EvalBatch) -> tuple[Tensor, Tensor]:
-    """Logarithm of the highest probability, and NLL, at all temperatures, both [NODES, P]."""
-    shifted = batch.scores - batch.scores.amax(-1, keepdim=True)
-    loss = nll(shifted.double(), batch.labels)  # of the label's logit below the highest, without a normaliser
-    betas = np.exp(-SPAN * _PLACES).tolist()
-    normalisers = torch.stack([(shifted * beta).exp_().sum(-1, dtype=torch.float64).log_() for beta in betas])
-    return -normalisers, normalisers + torch.as_tensor(betas, device=loss.device)[:, None].double() * loss
-
-
-def _joined(parts: Sequence[Floats], rows: int) -> Floats:
-    return np.concatenate(parts, axis=1) if parts else np.zeros((rows, 0))
+def _curves(scores: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logarithm of the highest probability, and NLL, of scores [P, C] at all temperatures, both [NODES, P]."""
+    shifted = scores - scores.amax(-1, keepdim=True)
+    loss = nll(shifted.double(), labels)  # of the label's logit below the highest, without a normaliser
+    normalisers = torch.stack([(shifted * beta).exp_().sum(-1, dtype=torch.float64).log_() for beta in INVERSES])
+    return -normalisers, normalisers + loss.new_tensor(INVERSES)[:, None] * loss

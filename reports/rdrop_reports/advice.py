@@ -12,12 +12,13 @@ from rdrop_reports.text import called
 MOST_CHECKPOINTS = 6
 _SCORES = {"nll": "NLL", "mse": "MSE", "accuracy": "Accuracy", "brier": "Brier score", "ece": "ECE"}
 _SHARES = ("accuracy", "ece")
+_UNITS = {"mse": "target²"}
 
 
 def advice(record: RunRecord) -> list[str]:
     """What the numbers advise, a sentence or two a checkpoint, for the few most telling ones."""
-    shown = most_telling_with(record, 4, lambda c: compared(c) or c.temperature)
-    sentences = [f"{called(c.name)}: {' '.join(filter(None, [_averaging(c), _temperature(c)]))}" for c in shown]
+    shown = most_telling_with(record, 4, lambda c: compared(c) or c.temperature or c.temperature_mean)
+    sentences = [f"{called(c.name)}: {' '.join(filter(None, [_averaging(c), *_temperatures(c)]))}" for c in shown]
     left_out = len(record.checkpoints) - len(shown)
     return [*sentences, f"{left_out} more checkpoints are in the tables."] if shown and left_out else sentences
 
@@ -57,13 +58,19 @@ def averaging_table(record: RunRecord) -> Table | None:
 
 
 def temperature_table(record: RunRecord) -> Table | None:
-    """The best temperature of each checkpoint and what it changes."""
-    rows = [[checkpoint_head(record, c), *_scaled(c.temperature)] for c in in_order(record) if c.temperature]
+    """The best temperature of each checkpoint's eval model and MC mean, and what it changes."""
+    rows = [
+        [checkpoint_head(record, c), Cell(whose), *_scaled(found)]
+        for c in in_order(record)
+        for whose, found in (("eval model", c.temperature), ("MC mean", c.temperature_mean))
+        if found
+    ]
     heads = [
-        Cell("Checkpoint"), Cell("Temperature", metric="word-temperature"), Cell("NLL before", short_unit(record)),
-        Cell("NLL after", short_unit(record)), Cell("Change"), Cell("p"), Cell("ECE before"), Cell("ECE after"),
+        Cell("Checkpoint"), Cell("Of"), Cell("Temperature", metric="word-temperature"),
+        Cell("NLL before", short_unit(record)), Cell("NLL after", short_unit(record)), Cell("Change"), Cell("p"),
+        Cell("ECE before"), Cell("ECE after"),
     ]  # fmt: skip
-    return Table("Temperature of the eval model", heads, rows) if rows else None
+    return Table("Would a temperature help the eval model, or the MC mean?", heads, rows) if rows else None
 
 
 def _averaging(checkpoint: CheckpointResult) -> str:
@@ -81,15 +88,21 @@ def _averaging(checkpoint: CheckpointResult) -> str:
     return f"Keep dropout off, which is cheaper: {text}."
 
 
-def _temperature(checkpoint: CheckpointResult) -> str:
-    found = checkpoint.temperature
+def _temperatures(checkpoint: CheckpointResult) -> list[str]:
+    return [
+        _temperature(checkpoint.temperature, "the logits", "the eval model's NLL"),
+        _temperature(checkpoint.temperature_mean, "the logarithms of the MC mean", "its NLL"),
+    ]
+
+
+def _temperature(found: Temperature | None, scores: str, name: str) -> str:
     if found is None or not is_number(found.nll_difference.estimate):
         return ""
     low, high = found.nll_difference.low, found.nll_difference.high
     clear = is_number(low) and is_number(high) and not low <= 0 <= high
-    text = signed(found.nll_difference, format_parts, "the eval model's NLL", shown_clearly=clear)
+    text = signed(found.nll_difference, format_parts, name, shown_clearly=clear)
     scale = f"by {format_parts(found.temperature, found.low, found.high)}, fitted on other examples,"
-    return f"Dividing the logits {scale} {text}."
+    return f"Dividing {scores} {scale} {text}."
 
 
 def _summary(checkpoint: CheckpointResult, score: str) -> list[Cell]:
@@ -112,12 +125,10 @@ def _difference(checkpoint: CheckpointResult, score: str, passes: int) -> Cell:
 def _unit(record: RunRecord, score: str) -> str:
     if score in _SHARES:
         return "percentage points"
-    return short_unit(record) if score == "nll" else ""
+    return short_unit(record) if score == "nll" else _UNITS.get(score, "")
 
 
-def _scaled(found: Temperature | None) -> list[Cell]:
-    if found is None:
-        return []
+def _scaled(found: Temperature) -> list[Cell]:
     scale = format_parts(found.temperature, found.low, found.high)
     return [
         Cell(scale.estimate, scale.interval, sort=found.temperature),

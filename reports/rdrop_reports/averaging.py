@@ -12,7 +12,7 @@ Change = Literal["better", "worse", "no difference shown"]
 Show = Callable[[float, float | None, float | None], Parts]
 
 _DECIDING = ("nll", "mse", "accuracy", "brier", "ece")
-_NAMES = {"nll": "NLL", "mse": "MSE", "accuracy": "accuracy", "brier": "Brier score", "ece": "ECE"}
+_NAMES = {"nll": "NLL", "mse": "the squared error", "accuracy": "accuracy", "brier": "Brier score", "ece": "ECE"}
 _SHARES = ("accuracy", "ece")
 
 

@@ -52,8 +52,8 @@ WORDS: Mapping[str, Word] = MappingProxyType(
             "with the most passes by more than 5% of what these gain over one."
         ),
         "word-temperature": Word(
-            "Temperature", "What the logits are divided by; that which minimises NLL, fitted on one half of the "
-            "examples and judged on the other (Guo et al. 2017)."
+            "Temperature", "What the logits are divided by (the logarithms of the mean probabilities, of the MC mean); "
+            "that which minimises NLL, judged on each tenth of the examples as fitted on all others (Guo et al. 2017)."
         ),
         "word-noise": Word(
             "Numerical noise", "KL between eval passes that should agree, with dropout off: other precision, other "

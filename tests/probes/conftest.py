@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rdrop_probes.batch import Batch
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.distributions import Distributions, EvalBatch, Term
+from rdrop_probes.families import CATEGORICAL, Family
 from rdrop_probes.measure import measure
 from rdrop_probes.measurement import Measurement
 from rdrop_probes.probe import Probe
@@ -82,13 +83,21 @@ def measured() -> Callable[..., Measurement]:
         labels: Tensor | None = None,
         *,
         batch: int = 1000,
+        family: Family = CATEGORICAL,
         **settings: Any,
     ) -> Measurement:
         parts = [slice(i, min(i + batch, size(inputs))) for i in range(0, size(inputs), batch)]
         batches = [
             Batch(rows(inputs, p), p.stop - p.start, p.start, None if labels is None else labels[p]) for p in parts
         ]
-        return measure(model, batches, forward=lambda x: call(model, x), probes=probes, settings=Settings(**settings))
+        return measure(
+            model,
+            batches,
+            forward=lambda x: call(model, x),
+            probes=probes,
+            settings=Settings(**settings),
+            family=family,
+        )
 
     return run
 

@@ -6,15 +6,20 @@ import torch
 from scipy import stats
 from torch import nn
 
-from rdrop_probes.averaging import EVAL, Averages, enough_passes
+from rdrop_probes.averaging import MOST_GROUPS, Averages, GaussianAverages
+from rdrop_probes.averaging_curves import EVAL, enough_passes
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.calibration import BINS
 from rdrop_probes.columns import plain
 from rdrop_probes.distributions import Distributions, EvalBatch
+from rdrop_probes.families import Gaussian
 from rdrop_probes.gap import Gap
-from rdrop_probes.mean_models import TERMS, _MeanOf, grouped, mean_models
+from rdrop_probes.mean_models import grouped, mean_models, mean_of
+from rdrop_probes.mean_scores import CategoricalScoring
+from rdrop_probes.regression import GaussianGap
 from rdrop_probes.statistics import compare, metric
 
+TERMS = CategoricalScoring.terms
 N, K, C = 40, 16, 3
 SIMULATIONS, EXAMPLES = 250, 60
 MARGIN = 3 * (0.95 * 0.05 / SIMULATIONS) ** 0.5  # three binomial standard errors
@@ -42,12 +47,22 @@ def naive(z, y, m):
     return {name: np.mean([group[name] for group in groups], axis=0) for name in groups[0]}
 
 
-def naive_ece(ps, y):
-    """ECE of the predictions [n, C] of several models, pooled."""
-    confidence = np.concatenate([p.max(-1) for p in ps])
-    hit = np.concatenate([p.argmax(-1) == y for p in ps])
+def naive_ece(p, y):
+    """ECE of the predictions [n, C] of a model."""
+    confidence, hit = p.max(-1), p.argmax(-1) == y
     bins = np.clip(np.ceil(confidence * BINS), 1, BINS)
     return sum(abs((confidence - hit)[bins == b].sum()) for b in range(1, BINS + 1)) / len(hit)
+
+
+def means_of(z, m):
+    """Mean probabilities [n, C] of m sub-models, for the first groups of them."""
+    p = z.softmax(-1).numpy()
+    return [p[i : i + m].mean(0) for i in range(0, len(p) - m + 1, m)][:MOST_GROUPS]
+
+
+def mean_ece(z, y, m):
+    """ECE of the mean of m sub-models, averaged over the first groups of them."""
+    return np.mean([naive_ece(p, y.numpy()) for p in means_of(z, m)])
 
 
 def fed(summed, z0, z, y, *, shared=False, step=3):
@@ -75,9 +90,9 @@ def test_scores_are_those_of_a_loop_over_stored_probabilities(summed, m):
         assert point.difference.low == pytest.approx(interval.low, rel=1e-9)
         assert point.difference.high == pytest.approx(interval.high, rel=1e-9)
         assert point.p_value == pytest.approx(paired.pvalue, rel=1e-6)
-    p = z.softmax(-1).numpy()
-    ece = naive_ece([p[i : i + m].mean(0) for i in range(0, K, m)], y.numpy())
-    assert found["ece", m].value.estimate == pytest.approx(ece, rel=1e-9)
+    assert found["ece", m].value.estimate == pytest.approx(mean_ece(z, y, m), rel=1e-9)
+    ece = naive_ece(z0.softmax(-1).numpy(), y.numpy())
+    assert found["ece", m].difference.estimate == pytest.approx(mean_ece(z, y, m) - ece, rel=1e-9)
     assert found["ece", m].difference.low < found["ece", m].difference.high
 
 
@@ -88,7 +103,8 @@ def test_any_number_of_sub_models_is_grouped_without_overlap(summed, k):
     sizes, ends = sums.sizes.tolist(), sums.sizes.cumsum(0).tolist()
     assert grouped(sizes)[-1].passes == k
     p = z.softmax(-1)
-    for groups, model in zip(grouped(sizes), list(mean_models(batch, sums, leave_out=False))[2:], strict=True):
+    models = list(mean_models(CategoricalScoring(batch, sums), sums, leave_out=False))
+    for groups, model in zip(grouped(sizes), models[2:], strict=True):
         members = [
             range(ends[start] - sizes[start], ends[start + groups.blocks - 1]) for start in groups.starts
         ]  # sub-models
@@ -129,12 +145,12 @@ def test_what_is_linear_in_the_probabilities_varies_alike_whatever_the_groups(su
     p_label = z.softmax(-1).gather(-1, y.expand(K, -1).unsqueeze(-1)).squeeze(-1)
     by_hand = torch.stack([p_label[[i for i in range(K) if i != k]].mean(0) for k in range(K)])
 
-    class Linear(_MeanOf):
-        def _scored(self, blocks):
-            return p_label[blocks].mean(0)[None], p_label[0], y
+    class Linear(CategoricalScoring):
+        def mean(self, blocks):
+            return p_label[blocks].mean(0)[None], None
 
     for groups in grouped(sums.sizes.tolist()):
-        found = Linear(batch, sums, groups).model(leave_out=True)
+        found = mean_of(Linear(batch, sums), sums.blocks, groups, leave_out=True)
         torch.testing.assert_close(found.without[:, 0], by_hand, rtol=1e-9, atol=1e-12)
 
 
@@ -171,13 +187,100 @@ def test_rows_of_an_example_weigh_as_rows_and_vary_as_examples(summed):
         sums = BlockSums(TERMS, K, len(batch.logits), C)
         sums.add(0, Distributions(batch, z[:, rows]))
         probe.update(batch, sums)
+    assert not probe.outcome().findings  # a token without a label is not one whose NLL is infinite
     known = y >= 0
     for m in (1, 4, K):
         point = points(probe)["nll", m]
         assert point.value.estimate == pytest.approx(naive(z[:, known], y[known], m)["nll"].mean(), rel=1e-9)
         assert point.value.n == point.difference.n == N // 4
-        ece = naive_ece([z[i : i + m, known].softmax(-1).mean(0).numpy() for i in range(0, K, m)], y[known].numpy())
+        ece = mean_ece(z[:, known], y[known], m)
         assert points(probe)["ece", m].value.estimate == pytest.approx(ece, rel=1e-9)
+
+
+def with_impossible_labels():
+    """Labels that the eval model (rows 0 to 2), one sub-model (rows 2 to 9) or all of them (row 12) rule out."""
+    z0, z, y = predictions()
+    z0[[0, 1, 2], y[:3]] = -torch.inf
+    z[5, torch.arange(2, 10), y[2:10]] = -torch.inf
+    z[:, 12, y[12]] = -torch.inf
+    return z0, z, y, torch.tensor([i not in {*range(10), 12} for i in range(N)])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_example_whose_nll_is_infinite_for_one_model_is_on_no_point_of_the_curve(summed, shared):
+    z0, z, y, kept = with_impossible_labels()
+    probe = fed(summed, z0, z, y, shared=shared)
+    own = naive_scores(z0[kept].softmax(-1).numpy(), y[kept].numpy())["nll"]
+    for m in (1, 2, 4, 8, K):
+        point, expected = points(probe)["nll", m], naive(z[:, kept], y[kept], m)["nll"]
+        assert point.value.estimate == pytest.approx(expected.mean(), rel=1e-9)
+        assert point.difference.estimate == pytest.approx((expected - own).mean(), rel=1e-9)
+        assert point.value.n == point.difference.n == int(kept.sum())
+        assert points(probe)["brier", m].value.n == N  # finite everywhere
+        assert point.p_value is not None
+    assert "infinite for 11 row(s)" in probe.outcome().findings["averaging_infinite"]
+
+
+def test_a_token_whose_nll_is_infinite_for_one_model_is_on_no_point_of_the_curve(summed):
+    """Examples of four tokens; the first two have none left, and weigh nothing."""
+    z0, z, y, kept = with_impossible_labels()
+    owners = torch.arange(N) // 4
+    probe = Averages()
+    batch = EvalBatch(0, None, z0, y, owners, N // 4)
+    sums = BlockSums(TERMS, K, N, C)
+    sums.add(0, Distributions(batch, z))
+    probe.update(batch, sums)
+    own = naive_scores(z0[kept].softmax(-1).numpy(), y[kept].numpy())["nll"]
+    for m in (1, 2, 4, 8, K):
+        point, expected = points(probe)["nll", m], naive(z[:, kept], y[kept], m)["nll"]
+        assert point.value.estimate == pytest.approx(expected.mean(), rel=1e-9)
+        assert point.difference.estimate == pytest.approx((expected - own).mean(), rel=1e-9)
+        assert point.difference.n == N // 4 - 2  # rows 0 to 3 and 4 to 7
+        np.testing.assert_array_equal(probe.kept.columns[f"nll/{m}"].weights, np.bincount(owners[kept], minlength=10))
+        assert probe.kept.columns[f"nll/{m}"].infinite.sum() == 11
+    assert "infinite for 11 row(s)" in probe.outcome().findings["averaging_infinite"]
+
+
+def signed_gaps(p, y):
+    """What each example adds to the ECE of predictions [n, C], times n: its gap, under the sign of its bin's."""
+    gap = p.max(-1) - (p.argmax(-1) == y)
+    bins = np.clip(np.ceil(p.max(-1) * BINS), 1, BINS)
+    return np.array([np.sign(gap[bins == b].sum()) * own for b, own in zip(bins, gap, strict=True)])
+
+
+@pytest.mark.parametrize("m", [1, 4, 16])
+def test_the_interval_of_the_ece_is_of_each_examples_mean_gap_under_the_signs_of_each_group(summed, m):
+    z0, z, y = predictions()
+    values = np.mean([signed_gaps(p, y.numpy()) for p in means_of(z, m)], axis=0)
+    paired = stats.ttest_rel(values, signed_gaps(z0.softmax(-1).numpy(), y.numpy()))
+    found = points(fed(summed, z0, z, y))["ece", m]
+    assert found.difference.low == pytest.approx(paired.confidence_interval().low, rel=1e-9)
+    assert found.difference.high == pytest.approx(paired.confidence_interval().high, rel=1e-9)
+    assert found.p_value == pytest.approx(paired.pvalue, rel=1e-6)
+
+
+def calibrated_at_borders(n=400, k=8):
+    """Eval model and sub-models of two classes that are right as often as they say, whatever dropout does.
+
+    Confidences lie on borders between bins: dropout moves them across at random, and changes nothing else.
+    """
+    right = torch.tensor([8, 10, 12, 14], dtype=torch.float64).repeat(n // 4) / BINS
+    z = torch.stack([right.logit() + 1e-6 * torch.randn(k + 1, n, dtype=torch.float64), torch.zeros(k + 1, n)], -1)
+    return z[0], z[1:], torch.bernoulli(1 - right).long()
+
+
+def test_where_means_of_all_sizes_are_calibrated_alike_their_ece_is_alike(summed, z_score):
+    """60 simulations. Pooled over groups, the ECE of one pass would be lower than the eval model's: less biased."""
+    apart, pooled_apart = {1: [], 2: [], 4: [], 8: []}, []
+    for _ in range(60):
+        z0, z, y = calibrated_at_borders()
+        found = points(fed(summed, z0, z, y))
+        for m, values in apart.items():
+            values.append(found["ece", m].difference.estimate)
+        pooled = naive_ece(np.concatenate(means_of(z, 1)), y.repeat(8).numpy())
+        pooled_apart.append(pooled - naive_ece(z0.softmax(-1).numpy(), y.numpy()))
+    assert all(abs(z_score(values, 0.0)) < 4 for values in apart.values())
+    assert z_score(pooled_apart, 0.0) < -6
 
 
 def test_without_dropout_there_is_nothing_to_average(measured):
@@ -263,6 +366,107 @@ def naive_differences(z0, z, y):
 
     p, own = z.softmax(-1), nll(z0.softmax(-1))
     return {m: nll(p.unflatten(0, (-1, m)).mean(1)) - own for m in (1, 2, 4, len(z))}
+
+
+D, TARGET = 3, 2  # outputs, and the row whose targets are not known
+
+
+def outputs():
+    f0 = torch.randn(N, D, dtype=torch.float64)
+    y = f0 + torch.randn(N, D, dtype=torch.float64)
+    y[TARGET] = torch.nan
+    y[5, 0] = torch.nan
+    return f0, f0 + 0.3 + 0.7 * torch.randn(K, N, D, dtype=torch.float64), y
+
+
+def regressed(f0, f, y, *, shared=False):
+    probe = GaussianAverages()
+    probe.shared_masks = shared
+    batch = EvalBatch(0, None, f0, y, family=Gaussian(0.5))
+    sums = BlockSums(GaussianAverages.terms, len(f), *f0.shape)
+    for k in range(0, len(f), 3):
+        sums.add(k, Distributions(batch, f[k : k + 3]))
+    probe.update(batch, sums)
+    return probe
+
+
+def naive_mse(f, y, m):
+    """Mean squared error of each example, of the mean of m passes, averaged over groups of them."""
+    groups = [f[i : i + m].mean(0) for i in range(0, len(f) - m + 1, m)]
+    by_group = [
+        [
+            np.mean([(g[i, d] - y[i, d]) ** 2 for d in range(D) if not np.isnan(y[i, d])])
+            for i in range(N)
+            if i != TARGET
+        ]
+        for g in np.array([group.numpy() for group in groups])
+    ]
+    return np.mean(by_group, axis=0)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
+def test_the_squared_error_of_a_mean_is_that_of_a_loop_over_stored_outputs(m):
+    f0, f, y = outputs()
+    point, expected = points(regressed(f0, f, y))["mse", m], naive_mse(f, y.numpy(), m)
+    paired = stats.ttest_rel(expected, naive_mse(f0[None], y.numpy(), 1))
+    assert point.value.estimate == pytest.approx(expected.mean(), rel=1e-9)
+    assert point.value.unit == point.difference.unit == "target²"
+    assert point.difference.low == pytest.approx(paired.confidence_interval().low, rel=1e-9)
+    assert point.difference.high == pytest.approx(paired.confidence_interval().high, rel=1e-9)
+    assert point.p_value == pytest.approx(paired.pvalue, rel=1e-6)
+    assert point.value.n == N - 1
+
+
+@pytest.mark.parametrize("m", [1, K])
+def test_the_squared_error_varies_over_shared_masks_as_the_jackknife_says(m):
+    f0, f, y = outputs()
+    without = [f[[i for i in range(K) if i != k]] for k in range(K)]
+    means = [naive_mse(part, y.numpy(), 1 if m == 1 else K - 1).mean() for part in without]
+    column = regressed(f0, f, y, shared=True).kept.columns[f"mse/{m}"]
+    np.testing.assert_allclose(column.leave_out / column.leave_out_n, means, rtol=1e-9)
+
+
+def test_in_regression_halves_make_the_whole_and_enough_is_of_the_squared_error():
+    f0, f, y = outputs()
+    first, second, whole = (regressed(f0[r], f[:, r], y[r]) for r in (slice(0, 17), slice(17, N), slice(None)))
+    restored = GaussianAverages()
+    restored.restore(first.state())
+    restored.merge(second)
+    found, expected = (probe.outcome().tables["averaging"] for probe in (restored, whole))
+    assert found.enough == expected.enough
+    assert set(found.enough) == {"mse"}
+    assert [p.value.estimate for p in found.points] == pytest.approx([p.value.estimate for p in expected.points])
+
+
+def test_the_squared_error_of_all_passes_is_the_gap_probes(measured):
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2)), torch.randn(30, 4)
+    probes = [GaussianGap, GaussianAverages]
+    found = measured(model, x, probes, torch.randn(30, 2), sub_models=8, batch=7, family=Gaussian(1.0))
+    averaging = found.tables["averaging"]
+    assert [point.passes for point in averaging.points] == [1, 2, 4, 8]
+    gap = metric(found.columns["mse_mean"], unit="target²", shared_masks=False)
+    assert averaging.points[-1].value.estimate == pytest.approx(gap.estimate, rel=1e-6)  # float32 outputs
+    assert averaging.points[-1].value.low == pytest.approx(gap.low, rel=1e-6)
+
+
+def test_labels_that_are_each_yes_or_no_are_averaged_in_probability(summed):
+    """Several labels: rows (0, z) of two classes, so that the mean is that of sigmoids, and counts by label."""
+    z = torch.randn(K + 1, N, dtype=torch.float64)
+    y, owners = torch.randint(0, 2, (N,)), torch.arange(N) // 4
+    two = torch.stack([torch.zeros_like(z), z], -1)
+    batch, sums = EvalBatch(0, None, two[0], y, owners, N // 4), BlockSums(TERMS, K, N, 2)
+    sums.add(0, Distributions(batch, two[1:]))
+    probe = Averages()
+    probe.update(batch, sums)
+    yes = z[1:].sigmoid().numpy()
+    for m in (1, 4, K):
+        p = np.array([yes[i : i + m].mean(0) for i in range(0, K, m)])
+        of_label = np.where(y == 1, p, 1 - p)
+        expected = {"nll": -np.log(of_label), "accuracy": of_label > 0.5, "brier": 2 * (p - y.numpy()) ** 2}
+        for name, values in expected.items():
+            assert points(probe)[name, m].value.estimate == pytest.approx(values.mean(), rel=1e-9)
+        ece = np.mean([naive_ece(np.stack([1 - q, q], -1), y.numpy()) for q in p[:MOST_GROUPS]])
+        assert points(probe)["ece", m].value.estimate == pytest.approx(ece, rel=1e-9)
 
 
 def test_the_metric_of_all_passes_is_the_gap_probes(measured):

@@ -65,11 +65,11 @@ def net(rate=0.3):
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(rate), nn.Linear(8, C))
 
 
-def batches(*, labels=True):
+def batches(family=CATEGORICAL):
     x = torch.randn(N, 4)
-    y = torch.randint(0, C, (N,)) if labels else None
+    y = torch.randint(0, C, (N,)) if family is CATEGORICAL else torch.randn(N, C)
     parts = [slice(start, min(start + BATCH, N)) for start in STARTS]
-    return [Batch(x[p], p.stop - p.start, p.start, None if y is None else y[p]) for p in parts]
+    return [Batch(x[p], p.stop - p.start, p.start, y[p]) for p in parts]
 
 
 def run(model, data, probes, work=None, family=CATEGORICAL, **settings) -> Measurement:
@@ -95,7 +95,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize("family", [CATEGORICAL, Gaussian(1.5)], ids=["categorical", "gaussian"])
 def test_stored_items_give_the_same_bits_whoever_measured_them(family, masks):
     probes = [probe for probe in BUILT_IN if family.name in probe.families]
-    model, data = net(), batches(labels=family.name == "categorical")
+    model, data = net(), batches(family)
     first = Decided()
     whole = run(model, data, probes, first, family=family, masks=masks)
     assert len(whole.columns) > 5

@@ -31,6 +31,8 @@ def test_all_probes_that_fit_the_data_are_chosen_by_default():
         *("pairwise_kl", "gap", "calibration", "jacobian", "prediction", "averaging", "temperature")
     ]
     assert "calibration" not in [p.name for p in registry.choose(None, labels=False)]
+    regression = registry.choose(None, labels=True, family="gaussian")
+    assert [p.name for p in regression] == ["pairwise_kl", "gap", "jacobian", "prediction", "averaging"]
 
 
 def test_named_probes_are_chosen_and_unfit_ones_refused():

@@ -8,7 +8,7 @@ from torch import nn
 
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.calibration import BINS
-from rdrop_probes.distributions import Distributions, EvalBatch
+from rdrop_probes.distributions import MANY_CLASSES, Distributions, EvalBatch
 from rdrop_probes.temperature import FOLDS, TemperatureScaling
 
 N, C, TRUE = 300, 4, 2.5
@@ -34,19 +34,20 @@ def best(z, y):
     return float(np.exp(found.x))
 
 
-def fed(*parts, **batch):
-    """A probe that has seen logits and labels."""
+def fed(*parts, exact=True):
+    """A probe that has seen logits, labels, and the logits of sub-models: two like the eval model if none are given."""
     probe = TemperatureScaling()
-    for z, y in parts:
-        seen = EvalBatch(0, None, z, y, **batch)
-        sums = BlockSums(TemperatureScaling.terms, 2, *z.shape)
-        sums.add(0, Distributions(seen, z.expand(2, -1, -1)))
+    for z, y, *sub in parts:
+        passes = sub[0] if sub else z.expand(2, -1, -1)
+        seen = EvalBatch(0, None, z, y)
+        sums = BlockSums(TemperatureScaling.terms, len(passes), *z.shape, exact=exact)
+        sums.add(0, Distributions(seen, passes, exact=exact))
         probe.update(seen, sums)
     return probe
 
 
-def found_by(probe):
-    return probe.outcome().tables["temperature"]
+def found_by(probe, table="temperature"):
+    return probe.outcome().tables[table]
 
 
 def crossed(z, y):
@@ -114,7 +115,8 @@ def test_parts_stored_and_merged_make_the_whole_bit_for_bit():
     restored = TemperatureScaling()
     restored.restore(fed((z[:101], y[:101])).state())
     restored.merge(fed((z[101:], y[101:])))
-    assert found_by(restored) == found_by(whole)
+    assert restored.outcome().tables == whole.outcome().tables
+    assert set(whole.outcome().tables) == {"temperature", "temperature_mean"}
     assert found_by(whole).temperature == pytest.approx(found_by(fed((z, y))).temperature, rel=1e-6)
 
 
@@ -142,12 +144,78 @@ def test_tokens_count_as_rows_and_vary_as_examples():
     probe = TemperatureScaling()
     for rows in (slice(0, 123), slice(123, N)):
         seen = EvalBatch(0, None, z[rows], y[rows], owners[rows], N // 5, last=rows.stop == N)
-        probe.update(seen, None)
+        sums = BlockSums(TemperatureScaling.terms, 2, *z[rows].shape)
+        sums.add(0, Distributions(seen, z[rows].expand(2, -1, -1)))
+        probe.update(seen, sums)
     found = found_by(probe)
     assert found.temperature == pytest.approx(best(z, y), rel=1e-4)
     assert found.nll_difference.n == N // 5
     assert found.nll_before.estimate == pytest.approx(nll_at(1.0, z, y).mean(), rel=1e-12)
     assert found.ece_before is found.ece_after is None
+
+
+def noisy(z, k=6):
+    """Sub-models about an eval model, and the logarithm of their mean by a loop."""
+    passes = z + 1.5 * torch.randn(k, *z.shape, dtype=torch.float64)
+    return passes, sum(one.softmax(-1) for one in passes).div(k).log()
+
+
+def test_the_mc_mean_has_a_temperature_of_its_own():
+    z, y = overconfident()
+    passes, log_mean = noisy(z)
+    probe = fed((z[:101], y[:101], passes[:, :101]), (z[101:], y[101:], passes[:, 101:]))
+    found, before, (after, temperatures) = (
+        found_by(probe, "temperature_mean"),
+        nll_at(1.0, log_mean, y),
+        crossed(log_mean, y),
+    )
+    paired = stats.ttest_rel(after, before)
+    assert found.temperature == pytest.approx(best(log_mean, y), rel=1e-4)
+    assert found.low < found.temperature < found.high
+    assert found.nll_before.estimate == pytest.approx(before.mean(), rel=1e-12)
+    assert found.nll_after.estimate == pytest.approx(after.mean(), rel=INTERPOLATED)
+    assert found.nll_difference.low == pytest.approx(paired.confidence_interval().low, rel=10 * INTERPOLATED)
+    assert found.nll_difference.high == pytest.approx(paired.confidence_interval().high, rel=10 * INTERPOLATED)
+    hit = (log_mean.argmax(-1) == y).double().numpy()
+    p = np.array([float((log_mean[i] / temperatures[i % FOLDS]).softmax(-1).max()) for i in range(N)])
+    assert found.ece_before == pytest.approx(naive_ece(log_mean.exp().amax(-1).numpy(), hit), rel=1e-9)
+    assert found.ece_after == pytest.approx(naive_ece(p, hit), rel=1e-3)
+    assert found_by(probe).temperature == pytest.approx(best(z, y), rel=1e-4)  # the eval model's, as ever
+
+
+def test_of_sub_models_that_are_the_eval_model_the_mean_has_its_temperature():
+    probe = fed(overconfident())
+    assert found_by(probe, "temperature_mean").temperature == pytest.approx(found_by(probe).temperature, rel=1e-6)
+
+
+def test_a_label_that_some_sub_models_rule_out_counts_and_one_that_all_do_is_left_out():
+    z, y = overconfident()
+    passes, _ = noisy(z)
+    passes[0, torch.arange(40), y[:40]] = -torch.inf
+    passes[:, 7, y[7]] = -torch.inf
+    log_mean = sum(one.softmax(-1) for one in passes).div(len(passes)).log()
+    kept = torch.arange(N) != 7
+    probe = fed((z, y, passes))
+    assert found_by(probe, "temperature_mean").nll_before.n == N - 1
+    assert found_by(probe, "temperature_mean").temperature == pytest.approx(best(log_mean[kept], y[kept]), rel=1e-4)
+    assert found_by(probe).nll_before.n == N
+
+
+def test_a_label_too_improbable_for_single_precision_counts():
+    """Many classes are summed in single precision, where exp(-200) is 0; the logarithm of the label's is not lost."""
+    z = torch.randn(40, MANY_CLASSES + 1)
+    y = z.argmax(-1)
+    z[0, y[0]] = -200.0
+    found = found_by(fed((z, y), exact=False), "temperature_mean")
+    assert found.nll_before.n == 40
+    assert found.nll_before.estimate == pytest.approx(nll_at(1.0, z.double(), y).mean(), rel=1e-5)  # float32
+
+
+def test_without_dropout_the_mc_mean_is_not_spoken_of(measured):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0))
+    found = measured(model, torch.randn(30, 3), [TemperatureScaling], torch.randint(0, 2, (30,)), sub_models=2)
+    assert "temperature" in found.tables
+    assert "temperature_mean" not in found.tables
 
 
 def test_too_few_examples_have_no_temperature(measured):

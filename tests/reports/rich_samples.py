@@ -77,7 +77,8 @@ def enriched(checkpoint: CheckpointResult, layers: int, rng: Any) -> CheckpointR
         attribution_groups=groups_of(places, only, predicted, whole, rng),
         sweep=sweep(whole, rng),
         averaging=averaging(checkpoint, rng),
-        temperature=temperature(checkpoint, rng),
+        temperature=temperature(checkpoint.metrics["nll_eval"], rng),
+        temperature_mean=temperature(checkpoint.metrics["nll_mean"], rng),
         noise_floor=noise(whole, rng),
         metrics=checkpoint.metrics
         | {
@@ -144,8 +145,8 @@ def averaging(checkpoint: CheckpointResult, rng: Any) -> Averaging:
     return Averaging(points=points, enough=dict.fromkeys(AVERAGED, 8))
 
 
-def temperature(checkpoint: CheckpointResult, rng: Any) -> Temperature:
-    before = checkpoint.metrics["nll_eval"].estimate or 0.0
+def temperature(nll: Metric, rng: Any) -> Temperature:
+    before = nll.estimate or 0.0
     found = float(rng.uniform(1.05, 1.6))
     return Temperature(
         temperature=found, low=found - 0.1, high=found + 0.1, nll_before=metric(before, rng),

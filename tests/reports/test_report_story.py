@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from test_report_page import parsed
 
-from rdrop_probes.records import Axis, Metric, NoiseFloor, in_unit
-from rdrop_reports.advice import advice
+from rdrop_probes.records import Averaging, Axis, Metric, NoiseFloor, in_unit
+from rdrop_reports.advice import advice, averaging_summary, temperature_table
 from rdrop_reports.averaging import change, compared, curve
 from rdrop_reports.cause_tables import attribution_table
 from rdrop_reports.claims import claims, ranks
@@ -87,7 +87,7 @@ def test_nothing_is_missing_from_a_run_that_has_everything(full):
 
 def test_half_measured_parts_break_nothing(full):
     record = changed(
-        full[0], site_predictions=[], attribution_groups=[], temperature=None, metrics={},
+        full[0], site_predictions=[], attribution_groups=[], temperature=None, temperature_mean=None, metrics={},
         averaging=replace(full[0].checkpoints[-1].averaging, enough={}),
         sweep=[replace(p, predicted=None, ratio=None) for p in full[0].checkpoints[-1].sweep],
         noise_floor=[NoiseFloor(name="torch.compile", divergence=None, reason="no compiler")],
@@ -301,6 +301,20 @@ def test_averaging_is_advised_only_where_it_is_shown_to_help(low, high, words):
     assert words in sentence
 
 
+def test_in_regression_advice_is_of_the_squared_error():
+    record = rich(("model",))[0]
+    points = [replace(p, metric="mse", difference=bounds(-0.2, -0.1)) for p in curve(record.checkpoints[0], "nll")]
+    record = changed(
+        record, averaging=Averaging(points=points, enough={"mse": 8}), temperature=None, temperature_mean=None
+    )
+    (sentence,) = advice(record)
+    assert "the mean of 32 passes lowers the squared error by 0.15 [0.10, 0.20]; 8 passes are enough." in sentence
+    assert "NLL" not in sentence
+    assert "lowers the squared error by" in takeaway("averaging", record)
+    heads = [cell.text for cell in averaging_summary(record).head]
+    assert heads[1:] == ["MSE, less eval", "Enough"]
+
+
 def test_more_accuracy_is_better_and_more_nll_worse():
     checkpoint = rich(("model",))[0].checkpoints[0]
     up = [replace(compared(checkpoint, m), difference=bounds(0.1, 0.2)) for m in ("accuracy", "nll", "brier")]
@@ -319,6 +333,18 @@ def test_a_temperature_is_said_to_help_only_where_it_does(low, high, words):
     record = rich(("model",))[0]
     found = replace(record.checkpoints[0].temperature, nll_difference=bounds(low, high))
     assert words in advice(changed(record, temperature=found))[0]
+
+
+def test_a_temperature_of_the_mc_mean_is_told_beside_that_of_the_eval_model():
+    record = rich(("model",))[0]
+    found = replace(record.checkpoints[0].temperature_mean, nll_difference=bounds(-0.3, -0.1))
+    (sentence,) = advice(changed(record, temperature_mean=found))
+    assert sentence.index("Dividing the logits by") < sentence.index("Dividing the logarithms of the MC mean by")
+    assert sentence.endswith("fitted on other examples, lowers its NLL by 0.20 [0.10, 0.30].")
+    assert [row[1].text for row in temperature_table(record).rows] == ["eval model", "MC mean"]
+    alone = changed(record, temperature=None, averaging=None)
+    assert [row[1].text for row in temperature_table(alone).rows] == ["MC mean"]
+    assert advice(alone)[0].startswith("model: Dividing the logarithms of the MC mean by")
 
 
 # noise
