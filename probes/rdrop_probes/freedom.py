@@ -147,14 +147,12 @@ def _differentiable(case: Case) -> ExitStack:
 
 def _dimension(case: Case) -> State:
     """The effective dimension as the mean over examples of values that vary as it does with the examples."""
-    most = len(case.selection.indices)
-    selection = case.selection.thinned(
-        max(-(-_width(case) * len(_owners(case.selection)) // NUMBERS), -(-most // IN_SPECTRUM))
-    )
+    width = _width(case)
+    shares = -(-width * len(_owners(case.selection)) // NUMBERS), -(-len(case.selection.indices) // IN_SPECTRUM)
+    selection = case.selection.thinned(max(shares))
     if len(selection.indices) < FEWEST:
         raise ValueError(f"it takes {FEWEST} examples, with at most {NUMBERS} numbers in all their outputs")
     case, owners = replace(case, selection=selection), _owners(selection)
-    width = _width(case)
     found = _leverages(case, width * len(owners))
     return {"indices": list(selection.indices)} | _jackknifed(found, owners, width, len(selection.indices))
 

@@ -28,7 +28,7 @@ def fits(case: Case, numbers: int) -> bool:
 
 
 def gram(case: Case) -> Tensor:
-    """K = G G^T / R [D, D] in float64; G has the gradient of each row r along sqrt(p_c) (e_c - p), for every class c."""
+    """K = G G^T / R [D, D] in float64; G has the gradients of every row r along sqrt(p_c) (e_c - p), class by class."""
     parameters, gradients, rows = trainable(case.model), list[Tensor](), 0
     for done, example in enumerate(case.selection.parts(1), start=1):
         with torch.enable_grad():
