@@ -28,8 +28,8 @@ class Averages(Probe):
     """NLL, accuracy, Brier score and ECE of the MC mean of m = 1, 2, 4, ... K sub-models, and less the eval model's.
 
     Each is the mean over disjoint groups of m of the K sub-models (Gal and Ghahramani 2016 average all of them). The
-    difference is paired by example, with a t interval. `enough` is the smallest m from which on a score is not
-    significantly worse than that of K passes by more than 5% of what K passes gain over one. NLL of a mean falls as
+    difference is paired by example, with a t interval. `enough` is the smallest m from which on a score is shown
+    to be within 5% of what K passes gain over one of the score of K: the whole interval is. NLL of a mean falls as
     1 / m, so that infinitely many passes lie beyond K by about what lies between K / 2 and K.
     With masks shared by all examples the ECE has no interval. A row whose NLL is infinite under the eval model or any
     sub-model is left out of the whole curve of the NLL, so that all points are of the same rows. Several labels of an

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import sqrt
 
 import numpy as np
-from scipy import stats
 
 from rdrop_probes.columns import Column
 from rdrop_probes.records import AveragingPoint
-from rdrop_probes.statistics import metric, sample_spread
+from rdrop_probes.statistics import metric, p_value
 
-MARGIN = 0.05  # of what all passes gain over one: a difference that does not matter
+MARGIN = 0.05  # of what all passes gain over one: a loss that does not matter
 EVAL = 0  # passes of the eval model
 
 Curve = Mapping[int, Column]
@@ -21,22 +19,20 @@ Curve = Mapping[int, Column]
 
 
 def enough_passes(name: str, curve: Curve, *, shared_masks: bool) -> int | None:
-    """The smallest number of passes from which on more of them do not matter; None if nothing is known of it.
+    """The smallest number of passes from which on more of them are shown not to matter; None if no such is shown.
 
-    They matter where the score is worse than that of all passes by more than `MARGIN` of what all of these gain over
-    one (by more than 0 if they gain nothing), significantly: the whole 95% interval of the excess is above 0.
+    They do not matter where the score is within `MARGIN` of what all passes gain over one of the score of all, with
+    the whole 95% interval (a test of equivalence, Schuirmann 1987): that no loss is seen would prove nothing. All
+    passes are not compared with themselves.
     """
     worse = -1.0 if name == "accuracy" else 1.0
-    last = max(curve)
+    last, enough = max(curve), None
     gain = metric(_combined([(1, worse), (last, -worse)], curve), unit="", shared_masks=shared_masks).estimate
-    share = MARGIN if gain is not None and gain > 0 else 0.0
-    enough = None
-    for passes in sorted(set(curve) - {EVAL}, reverse=True):
-        parts = [(passes, worse), (1, -share * worse), (last, (share - 1) * worse)]
+    margin = MARGIN if gain is not None and gain > 0 else 0.0
+    for passes in sorted(set(curve) - {EVAL, last}, reverse=True):
+        parts = [(passes, worse), (1, -margin * worse), (last, (margin - 1) * worse)]
         excess = metric(_combined(parts, curve), unit="", shared_masks=shared_masks)
-        if excess.low is None:
-            return None
-        if excess.low > 0:
+        if excess.high is None or excess.high > 0 or excess.low == excess.high:  # what does not vary is not known
             break
         enough = passes
     return enough
@@ -69,24 +65,8 @@ def curve_point(name: str, passes: int, curve: Curve, *, unit: str, shared_masks
         passes=passes,
         value=metric(column, unit=unit, shared_masks=shared_masks),
         difference=difference,
-        p_value=_p_value(change, difference.estimate, shared_masks=shared_masks),
+        p_value=p_value(change.linearised(), shared_masks=shared_masks),
     )
-
-
-def _p_value(change: Column, estimate: float | None, *, shared_masks: bool) -> float | None:
-    """Of the t test of mean 0 that goes with the interval of a metric."""
-    column = change.linearised()
-    values = column.values[column.finite]
-    left = column.leave_out if shared_masks and column.leave_out_n else None
-    examples = sample_spread(values, df=column.df)
-    both = examples if left is None else sample_spread(values, left / column.leave_out_n, column.df)
-    twice = 0.0 if left is None or column.mask_variance is None else np.nansum(column.mask_variance) / len(values) ** 2
-    variance = max(both.variance - float(twice), examples.variance)
-    if estimate is None or both.df <= 0:
-        return None
-    if variance == 0:
-        return 1.0 if estimate == 0 else 2.0 ** (1 - len(values))  # all alike: the sign test
-    return float(2 * stats.t.sf(abs(estimate) / sqrt(variance), both.df))
 
 
 def without_interval(point: AveragingPoint) -> AveragingPoint:

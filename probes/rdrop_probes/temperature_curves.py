@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import exp, log, sqrt
+from functools import cached_property, lru_cache
+from math import asinh, ceil, exp, log, pi, sqrt
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -19,15 +19,32 @@ from rdrop_probes.statistics import LEVEL, compare, metric, sample_spread
 
 HIGHEST = 10.0  # temperature; the lowest is its inverse
 SPAN = log(HIGHEST)
-NODES = 24
+FEWEST_NODES = 24
+EXACT = 1e-6  # of how much an interpolated curve may err
+TRUSTED = 1e-4  # nats by which the mean curve may miss the NLL that it has at a temperature of 1
 FOLDS = 10
 SHARP = 1e-7  # of where a minimum is, from -1 (lowest temperature) to 1 (highest)
 EDGE = 1 - 1e-3
 
-_PLACES: Floats = chebyshev.chebpts1(NODES)
-_TO_SERIES: Floats = np.linalg.inv(chebyshev.chebvander(_PLACES, NODES - 1)).astype(float)
-INVERSES: Sequence[float] = np.exp(-SPAN * _PLACES).tolist()
-"""1 / T of the temperatures at which curves are known."""
+
+@lru_cache
+def inverses(classes: int) -> Sequence[float]:
+    """1 / T of the temperatures at which a curve is known: Chebyshev's points in log T.
+
+    A normaliser of `classes` terms has singularities no nearer to the range (-1 to 1) than pi / (log C log 10) where
+    one class stands out from all others alike; interpolation errs by rho^-n, log rho = asinh of that distance
+    (Trefethen 2019, "Approximation Theory and Approximation Practice", theorem 8.2).
+    """
+    distance = pi / (log(max(classes, 2)) * SPAN)
+    nodes = max(FEWEST_NODES, ceil(-log(EXACT) / asinh(distance)))
+    found: list[float] = np.exp(-SPAN * chebyshev.chebpts1(nodes)).tolist()
+    return found
+
+
+@lru_cache
+def _to_series(nodes: int) -> Floats:
+    """[nodes, nodes], from the values at Chebyshev's points to the series through them."""
+    return np.linalg.inv(chebyshev.chebvander(chebyshev.chebpts1(nodes), nodes - 1)).astype(float)
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,8 @@ class Piece:
     """What is known of some examples.
 
     Attributes:
-        nll: [1 + NODES, N], NLL as it is and at all temperatures.
-        bins: [2 + NODES, N], hits, and the logarithm of the confidence as it is and at all temperatures; [0, N] where
+        nll: [1 + nodes, N], NLL as it is and at all temperatures.
+        bins: [2 + nodes, N], hits, and the logarithm of the confidence as it is and at all temperatures; [0, N] where
             examples have several rows. weights: [N], how many rows; None where each is one.
     """
 
@@ -49,17 +66,24 @@ class Curves:
     """NLL and confidence of N examples as functions of log T, in units of the range: from -1 to 1."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        self.nll = _joined([piece.nll for piece in pieces], 1 + NODES)
-        self.bins = _joined([piece.bins for piece in pieces if len(piece.bins)], 2 + NODES)
+        self.nll = np.concatenate([piece.nll for piece in pieces], axis=1)
+        bins = [piece.bins for piece in pieces if len(piece.bins)]
+        self.bins = np.concatenate(bins, axis=1) if bins else np.zeros((1 + len(self.nll), 0))
         weights = [piece.weights for piece in pieces if piece.weights is not None]
         self.weights = np.concatenate(weights) if weights else None
         self.known: NDArray[np.bool_] = np.asarray(np.isfinite(self.nll).all(0))
 
     @cached_property
     def series(self) -> Floats:
-        """[NODES, N], Chebyshev series of each example's NLL; NaN of those that have none."""
-        series: Floats = _TO_SERIES @ np.where(self.known, self.nll[1:], np.nan)
+        """[nodes, N], Chebyshev series of each example's NLL; NaN of those that have none."""
+        series: Floats = _to_series(len(self.nll) - 1) @ np.where(self.known, self.nll[1:], np.nan)
         return series
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the curves pass through what is known at a temperature of 1."""
+        missed = self.mean(chebyshev.chebval(0.0, self.series) - self.nll[0], self.known)
+        return bool(abs(missed) <= TRUSTED)
 
     def best(self, examples: NDArray[np.bool_]) -> float:
         """Where the mean NLL of some examples is least: it is convex in 1 / T."""
@@ -89,7 +113,7 @@ def scaled(curves: Curves, place: float) -> Temperature:
     """The temperature at `place`, with its interval, and what cross-fitted ones change."""
     crossed = curves.crossed()
     after = _under(curves.series, crossed)
-    before = curves.column(np.where(curves.known, curves.nll[0], np.nan))
+    before = curves.column(np.asarray(chebyshev.chebval(0.0, curves.series), dtype=float))
     paired = compare("nll", ("before", before), ("after", curves.column(after)), unit="nats", shared_masks=False)
     half = None if abs(place) > EDGE else _half_width(curves, place)
     return Temperature(
@@ -102,7 +126,7 @@ def scaled(curves: Curves, place: float) -> Temperature:
             estimate=paired.difference, low=paired.low, high=paired.high, unit="nats", n=paired.n, level=paired.level
         ),
         ece_before=_ece(curves.bins, curves.bins[1]),
-        ece_after=_ece(curves.bins, _under(_TO_SERIES @ curves.bins[2:], crossed)),
+        ece_after=_ece(curves.bins, _under(_to_series(len(curves.nll) - 1) @ curves.bins[2:], crossed)),
         p_value=paired.p_value,
     )
 
@@ -113,7 +137,7 @@ def _metric(column: Column) -> Metric:
 
 
 def _under(series: Floats, crossed: Sequence[float]) -> Floats:
-    """Values [N] of series [NODES, N], of each fold's examples at a place of their own."""
+    """Values [N] of series [nodes, N], of each fold's examples at a place of their own."""
     values = np.empty(series.shape[1])
     for fold, place in enumerate(crossed):
         values[fold::FOLDS] = chebyshev.chebval(place, series[:, fold::FOLDS])
@@ -142,7 +166,3 @@ def _ece(bins: Floats, log_confidence: Floats) -> float | None:
     confidence = np.exp(np.minimum(log_confidence[known], 0.0))
     index = np.clip(np.ceil(confidence * BINS), 1, BINS).astype(int)
     return float(np.abs(np.bincount(index, confidence - hit[known])).sum() / known.sum())
-
-
-def _joined(parts: Sequence[Floats], rows: int) -> Floats:
-    return np.concatenate(parts, axis=1) if parts else np.zeros((rows, 0))

@@ -48,8 +48,8 @@ WORDS: Mapping[str, Word] = MappingProxyType(
         ),
         "word-passes": Word("Passes", "Forward passes with dropout on, whose predictions are averaged."),
         "word-enough": Word(
-            "Enough", "The fewest passes from which on more no longer matter: the score is not shown to be worse than "
-            "with the most passes by more than 5% of what these gain over one."
+            "Enough", "The fewest passes from which on more are shown not to matter: the whole interval of the score "
+            "lies within 5% of what the most passes gain over one."
         ),
         "word-temperature": Word(
             "Temperature", "What the logits are divided by (the logarithms of the mean probabilities, of the MC mean); "
