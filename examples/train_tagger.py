@@ -71,6 +71,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="the directory with ca01 ... cr09")
     parser.add_argument("--alpha", type=float, default=1.0, help="R-Drop's weight; 0 trains the ordinary way")
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--sentences", type=int, default=4000, help="training sentences")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -119,11 +120,11 @@ def make_tokenizer(sentences: Iterator[list[str]]) -> PreTrainedTokenizerFast:
 
 
 def make_model(vocabulary: int, tags: list[str], options: argparse.Namespace) -> BertForTokenClassification:
-    """Return a transformer of 3 layers with random weights."""
+    """Return a transformer with random weights."""
     config = BertConfig(
         vocab_size=vocabulary,
         hidden_size=128,
-        num_hidden_layers=3,
+        num_hidden_layers=options.layers,
         num_attention_heads=4,
         intermediate_size=512,
         max_position_embeddings=MAX_TOKENS,
