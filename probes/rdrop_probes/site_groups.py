@@ -11,13 +11,14 @@ Names differ between libraries, so that the rules are few and cautious; what non
   of them (or all of its decoder's), and of the head where it draws after all of them.
 
 The layer is the first number in the path behind a name (`encoder.layers.3`), or the first of all (`3` in a plain
-`nn.Sequential`); the path before it tells an encoder's layers from a decoder's.
+`nn.Sequential`); the path before it tells an encoder's layers from a decoder's. The steps of a head or an embedding
+(`classifier.1`) are no layers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rdrop_probes.sites import Site, SiteKey
 
@@ -44,12 +45,17 @@ def kinds_of(sites: Mapping[SiteKey, Site]) -> dict[SiteKey, str]:
 def layer_of(key: SiteKey) -> tuple[str, int] | None:
     """The path up to the number of a site's layer, and the number; None where there is none."""
     parts = key[0].split(".")
-    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal() and not _outer(parts[:place])]
     named = [place for place in numbers if place and not parts[place - 1].isdecimal()]
     if not numbers:
         return None
     place = (named or numbers)[0]
     return ".".join(parts[: place + 1]), int(parts[place])
+
+
+def _outer(names: Sequence[str]) -> bool:
+    """Whether a path's last name says that what it holds is no layer: the steps of a head or of an embedding."""
+    return bool(names) and _named(names[-1]) in (HEAD, EMBEDDING)
 
 
 def _kind(site: Site, paths: Iterable[str]) -> str:
