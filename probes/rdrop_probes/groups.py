@@ -8,7 +8,7 @@ examples are the same for every seed: nothing here covers new data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, isfinite, log, sqrt
 from typing import Any
@@ -25,6 +25,7 @@ Values = NDArray[np.float64]
 PAIRED = "t test paired by seed"
 WELCH = "Welch's t test over seeds"
 NO_TEST = "none, for want of seeds"
+BIASED_IN_K = frozenset({"nll_mean", "brier_mean", "ece_mean", "accuracy_mean", "mse_mean"})  # the more, the better
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,19 @@ def same_seeds(reference: Arm, candidate: Arm) -> bool:
 
 
 def compare_arms(reference: Arm, candidate: Arm, *, level: float = LEVEL) -> list[Comparison]:
-    """Candidate minus reference on every metric that both have in one unit, p-values adjusted over these."""
+    """Candidate minus reference on every metric that both have in one unit, p-values adjusted over these.
+
+    What depends on the number of sub-models is left out where members were measured with different ones.
+    """
     units = reference.metrics
-    shared = [name for name, unit in candidate.metrics.items() if units.get(name) == unit]
+    left_out = BIASED_IN_K if differ_in_k([*reference.members, *candidate.members]) else frozenset()
+    shared = [name for name, unit in candidate.metrics.items() if units.get(name) == unit and name not in left_out]
     return adjust([_compare(reference, candidate, name, level) for name in shared])
+
+
+def differ_in_k(checkpoints: Iterable[CheckpointResult]) -> bool:
+    """Whether checkpoints were measured with different numbers of sub-models; one without dropout has none."""
+    return len({checkpoint.sub_models for checkpoint in checkpoints} - {None}) > 1
 
 
 def hedges_g(reference: Values, candidate: Values) -> float | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from math import sqrt
 
@@ -116,6 +117,19 @@ def test_p_values_are_adjusted_over_the_metrics_that_both_have_in_one_unit():
     other = Arm("z", [CheckpointResult(name="z", path=None, sha256=None, n_parameters=1, architecture="",
                                        metrics={"a": Metric(estimate=1.0, unit="bits")})], [None])  # fmt: skip
     assert compare_arms(Arm("x", members[0], [None] * 3), other) == []
+
+
+def test_what_depends_on_the_number_of_sub_models_is_not_compared_over_seeds_that_differ_in_it():
+    def counted(name: str, counts: list[int | None]) -> Arm:
+        members = [replace(checkpoint(name, epkl=0.1 * i, nll_mean=0.2 * i), sub_models=k)
+                   for i, k in enumerate(counts)]  # fmt: skip
+        return Arm(name, members, [None] * len(members))
+
+    def compared(ours: list[int | None], theirs: list[int | None]) -> list[str]:
+        return [c.metric for c in compare_arms(counted("a", ours), counted("b", theirs))]
+
+    assert compared([8, 8], [8, None]) == ["epkl", "nll_mean"]
+    assert compared([8, 8], [16, 16]) == compared([8, 16], [8, 16]) == ["epkl"]
 
 
 def test_hedges_g_is_unbiased_where_cohens_d_is_not():
