@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rdrop_probes.records import Comparison
-from rdrop_reports.numbers import is_number
+from rdrop_reports.numbers import format_parts, is_number
 
 Outcome = Literal[
     "more consistent",
@@ -35,6 +35,18 @@ def outcome_of(comparison: Comparison) -> Outcome:
     if not (is_number(low) and is_number(high)) or low <= 0 <= high or p_disagrees(comparison):
         return "no difference shown"
     return "more consistent" if high < 0 else "less consistent"
+
+
+def ratio_text(comparison: Comparison) -> str:
+    """The ratio with its interval; without it where it includes 1 and a difference is shown, which it tells worse.
+
+    The two are computed apart, on the scale of the metric and on that of its logarithm, and can disagree at the edge.
+    """
+    low, high = comparison.ratio_low, comparison.ratio_high
+    includes_1 = is_number(low) and is_number(high) and low <= 1 <= high
+    if includes_1 and outcome_of(comparison) != "no difference shown":
+        low = high = None
+    return str(format_parts(comparison.ratio, low, high))
 
 
 def p_disagrees(comparison: Comparison) -> bool:

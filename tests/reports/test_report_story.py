@@ -15,6 +15,7 @@ from rdrop_reports.comparison_tables import candidates_table, comparison_tables
 from rdrop_reports.figures import FIGURES, draw_all, figure_bytes
 from rdrop_reports.figures.style import DARK, LIGHT
 from rdrop_reports.more import more
+from rdrop_reports.outcome import ratio_text
 from rdrop_reports.page import render_page
 from rdrop_reports.sections import sections
 from rdrop_reports.select import as_rows, mark_of, place_of
@@ -280,6 +281,32 @@ def test_the_claims_give_epsilon_and_freedom(pair):
     assert "Fisher trace, parameters, as a multiple of that of baseline" in freedom
     assert "(lower)" in freedom
     assert claims(pair[0]) == []
+
+
+def test_where_there_are_groups_claims_and_takeaways_are_over_seeds(full):
+    """One checkpoint's difference, however sure on its examples, may be its seed's doing."""
+    record, names = full[0], ("fisher_trace", "jacobian_fisher")
+    epkl = next(c for c in record.comparisons if c.metric == "epkl")
+    over_seeds = next(c for c in record.group_comparisons if c.metric == "epkl")
+    unclear = replace(over_seeds, difference=-1.0, low=-3.0, high=1.0, ratio=0.8, ratio_low=0.5, ratio_high=1.3)
+    record = replace(
+        record,
+        comparisons=[*record.comparisons, *(replace(epkl, metric=name) for name in names)],
+        group_comparisons=[*record.group_comparisons, *(replace(unclear, metric=name) for name in names)],
+    )
+    end = "as a multiple of that of baseline: 0.8 [0.5, 1.3] for rdrop (no difference shown)."
+    assert claims(record)[-1] == f"Fisher trace, parameters over training seeds, {end}"
+    assert takeaway("jacobian", record).startswith(f"Jacobian, Fisher-weighted over training seeds, {end}")
+    untold = replace(record, group_comparisons=[])
+    assert not any("Fisher trace" in sentence for sentence in claims(untold))
+
+
+def test_a_ratio_whose_interval_denies_the_difference_is_given_without_it(full):
+    (found,) = [c for c in full[0].group_comparisons if c.metric == "epkl"]
+    edge = replace(found, difference=-0.03, low=-0.051, high=-0.009, ratio=0.6, ratio_low=0.3, ratio_high=1.1)
+    assert ratio_text(edge) == "0.600"
+    assert ratio_text(replace(edge, high=0.01)) == "0.6 [0.3, 1.1]"
+    assert ratio_text(replace(edge, ratio_high=0.9)) == "0.6 [0.3, 0.9]"
 
 
 # advice
