@@ -179,7 +179,10 @@ class Temperature:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseFloor:
-    """KL (nats) between two eval passes that should agree; `ratio` is the EPKL over it, None where it is 0."""
+    """KL (nats) between two eval passes that should agree; `ratio` is the EPKL over it, None where it is 0.
+
+    `flip_rate` is None in regression, where nothing is predicted that could flip.
+    """
 
     name: str
     divergence: Metric | None
