@@ -38,6 +38,7 @@ class Column:
         tabulated: whether the values stand for the example alone (False for linearised quantities).
         proportion: whether the values are shares of hits, so that 0 and 1 are outcomes and not quantities.
         squared: whether the values are squares and the metric is the root of their mean.
+        share_difference: whether the values are differences of two such shares.
         floor: the least value that the metric can truly have, which its interval respects.
         crossed: whether random vectors that all examples share are in the values, whatever the masks are.
     """
@@ -54,11 +55,19 @@ class Column:
     proportion: bool = False
     floor: float = -np.inf
     crossed: bool = False
+    share_difference: bool = False
 
     @property
     def finite(self) -> NDArray[np.bool_]:
         """[N], which examples have a value."""
         return np.isfinite(self.values)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """What the metric can be, from the least to the most."""
+        if self.proportion:
+            return 0.0, 1.0
+        return (-1.0, 1.0) if self.share_difference else (self.floor, np.inf)
 
     def state(self) -> State:
         """The column as plain data."""

@@ -61,6 +61,7 @@ class Gap(SubModelProbe):
     bias_corrected = frozenset({"kl_mean_to_eval"})
     squared = frozenset({"expectation_linearity"})
     signed = frozenset({"nll_gap", "accuracy_gap"})
+    share_differences = frozenset({"accuracy_gap"})
     proportions = frozenset({"flip_rate", "disagreement", "accuracy_sub", "accuracy_mean"})
 
     def terms_for(self, *, labels: bool) -> Iterable[Term]:

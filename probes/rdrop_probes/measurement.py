@@ -81,4 +81,4 @@ def _round_to_zero(columns: dict[str, Column]) -> None:
             column.values = np.where(column.finite, 0.0, column.values)
             column.mask_variance = np.zeros_like(column.values)
             column.leave_out = None if column.leave_out is None else np.zeros_like(column.leave_out)
-            column.proportion = False
+            column.proportion = column.share_difference = False

@@ -159,11 +159,12 @@ class SubModelProbe(Probe):
 
     `bias_corrected` names the metrics whose plug-in estimate is biased in K, `squared` those that are
     the root of a mean of what `estimate` gives, `proportions` those that are
-    shares of hits, `signed` those that may truly be negative.
+    shares of hits, `share_differences` differences of two such, `signed` those that may truly be negative.
     """
 
     bias_corrected: ClassVar[frozenset[str]] = frozenset()
     proportions: ClassVar[frozenset[str]] = frozenset()
+    share_differences: ClassVar[frozenset[str]] = frozenset()
     squared: ClassVar[frozenset[str]] = frozenset()
     signed: ClassVar[frozenset[str]] = frozenset()
 
@@ -184,6 +185,7 @@ class SubModelProbe(Probe):
         for name, jackknife in found.items():
             column = jackknife.column(corrected=name in self.bias_corrected, proportion=name in self.proportions)
             column.squared = name in self.squared
+            column.share_difference = name in self.share_differences
             column.tabulated = not column.squared
             column.floor = -np.inf if name in self.signed else 0.0
             self.kept.add(name, column)
