@@ -20,7 +20,7 @@ from rdrop_reports.page import render_page
 from rdrop_reports.sections import sections
 from rdrop_reports.select import as_rows, mark_of, place_of
 from rdrop_reports.svg import recoloured, slim
-from rdrop_reports.verdict import caveats, headline, verdicts
+from rdrop_reports.verdict import caveats, checkpoint_verdicts, headline, verdicts
 from rdrop_reports.words import WORDS
 from tests.reports.rich_samples import everything, rich
 
@@ -194,6 +194,7 @@ def test_one_training_seed_proves_nothing():
     (verdict,) = verdicts(record)
     assert verdict.outcome == "no difference shown"
     assert "this may be the seed's doing" in verdict.sentence
+    assert any("(1 each), all on these examples." in note for note in caveats(record))
     assert any("nothing is tested of baseline and rdrop as a group" in note for note in caveats(record))
     assert "1 verdict on single checkpoints" in words_of(render_page(record, None))
 
@@ -299,6 +300,42 @@ def test_where_there_are_groups_claims_and_takeaways_are_over_seeds(full):
     assert takeaway("jacobian", record).startswith(f"Jacobian, Fisher-weighted over training seeds, {end}")
     untold = replace(record, group_comparisons=[])
     assert not any("Fisher trace" in sentence for sentence in claims(untold))
+
+
+def test_a_score_is_said_to_differ_only_where_the_adjusted_p_agrees(full):
+    def contexts(**changes):
+        record = replace(
+            full[0],
+            comparisons=[replace(c, **changes) if c.metric == "accuracy_eval" else c for c in full[0].comparisons],
+            group_comparisons=[replace(c, **changes) for c in full[0].group_comparisons],
+        )
+        return {verdict.context for verdict in (*verdicts(record), *checkpoint_verdicts(record)[:1])}
+
+    worse = {"difference": -0.01, "low": -0.019, "high": -0.001}
+    numbers = "(−1.0 [−1.9, −0.1] percentage points)."  # noqa: RUF001 - minus signs
+    assert contexts(**worse, p_adjusted=0.03) == {f"Its eval accuracy is lower {numbers}"}
+    adjusted = "No difference in eval accuracy is shown once adjusted for the number of metrics tested"
+    assert contexts(**worse, p_adjusted=0.3) == {f"{adjusted} {numbers}"}
+    assert contexts(difference=0.0, low=-0.01, high=0.01) == {
+        "No difference in eval accuracy is shown (0 [−1.0, 1.0] percentage points)."  # noqa: RUF001 - minus signs
+    }
+
+
+def test_a_verdict_over_seeds_adds_up(full):
+    record = full[0]
+    means = {"baseline": 0.0738, "rdrop": 0.0441}
+    groups = [replace(g, metrics={"epkl": Metric(estimate=means[g.name], unit="nats", n=2)}) for g in record.groups]
+    (epkl,) = [c for c in record.group_comparisons if c.metric == "epkl"]
+    found = replace(epkl, difference=-0.0297, low=-0.051, high=-0.009, ratio=0.6, ratio_low=0.3, ratio_high=1.1)
+
+    def sentence(**changes):
+        return verdicts(replace(record, groups=groups, group_comparisons=[replace(found, **changes)]))[0].sentence
+
+    shown = sentence()
+    assert "is 0.044 nats against 0.074 over 2, a difference of −0.030 [−0.051, −0.009]" in shown  # noqa: RUF001 - minus
+    assert "and a ratio of 0.600; effect" in shown
+    why = "; the interval excludes 0, but not once adjusted for the number of metrics tested."
+    assert sentence(p_adjusted=0.3).endswith(why)
 
 
 def test_a_ratio_whose_interval_denies_the_difference_is_given_without_it(full):
