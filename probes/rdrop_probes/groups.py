@@ -11,20 +11,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, isfinite, log, sqrt
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from rdrop_probes.records import CheckpointResult, Comparison, GroupResult
-from rdrop_probes.seeds import EVERYTHING, LEVEL, ROUNDING, over_seeds
+from rdrop_probes.records import CheckpointResult, Comparison, GroupResult, Metric
+from rdrop_probes.seeds import EVERYTHING, LEVEL, ROUNDING, bound_over_seeds, over_seeds
 from rdrop_probes.statistics import MAX_LOG_RATIO, adjust
 
 Values = NDArray[np.float64]
 PAIRED = "t test paired by seed"
 WELCH = "Welch's t test over seeds"
 NO_TEST = "none, for want of seeds"
+BOUNDS: Mapping[str, str] = MappingProxyType({"constraint_epsilon": "epkl"})
+"""Metrics that are an upper bound of another one's mean: what holds of a group is not the mean of its seeds' bounds."""
+
 BIASED_IN_K = frozenset({"nll_mean", "brier_mean", "ece_mean", "accuracy_mean", "mse_mean"})  # the more, the better
 
 
@@ -56,14 +60,15 @@ class Arm:
 
 
 def group_result(arm: Arm, *, level: float = LEVEL) -> GroupResult:
-    """Every metric of the arm, over its seeds."""
-    metrics = {
-        name: over_seeds(
-            list(arm.values(name).values()), unit=unit, within=arm.ranges.get(name, EVERYTHING), level=level
-        )
-        for name, unit in arm.metrics.items()
-    }
+    """Every metric of the arm, over its seeds: its mean; of a bound of a metric, that of the metric over seeds."""
+    metrics = {name: _over_seeds(arm, name, unit, level) for name, unit in arm.metrics.items()}
     return GroupResult(name=arm.name, members=[member.name for member in arm.members], metrics=metrics)
+
+
+def _over_seeds(arm: Arm, name: str, unit: str, level: float) -> Metric:
+    if name in BOUNDS:
+        return bound_over_seeds(list(arm.values(BOUNDS[name]).values()), unit=unit, level=level)
+    return over_seeds(list(arm.values(name).values()), unit=unit, within=arm.ranges.get(name, EVERYTHING), level=level)
 
 
 def same_seeds(reference: Arm, candidate: Arm) -> bool:
@@ -76,10 +81,11 @@ def same_seeds(reference: Arm, candidate: Arm) -> bool:
 def compare_arms(reference: Arm, candidate: Arm, *, level: float = LEVEL) -> list[Comparison]:
     """Candidate minus reference on every metric that both have in one unit, p-values adjusted over these.
 
-    What depends on the number of sub-models is left out where members were measured with different ones.
+    Bounds of other metrics are left out, and what depends on the number of sub-models where members were measured
+    with different ones.
     """
     units = reference.metrics
-    left_out = BIASED_IN_K if differ_in_k([*reference.members, *candidate.members]) else frozenset()
+    left_out = {*BOUNDS, *(BIASED_IN_K if differ_in_k([*reference.members, *candidate.members]) else ())}
     shared = [name for name, unit in candidate.metrics.items() if units.get(name) == unit and name not in left_out]
     return adjust([_compare(reference, candidate, name, level) for name in shared])
 

@@ -55,13 +55,15 @@ def _is_shown(ranking: Ranking) -> bool:
 
 
 def _constraint(record: RunRecord) -> list[str]:
-    shown = most_telling_with(record, MOST, lambda c: measured(c, "constraint_epsilon"))
-    parts = [
-        f"{format_number(m.estimate)} for {called(c.name)}" for c in shown if (m := measured(c, "constraint_epsilon"))
-    ]
+    """From which epsilon on the constraint holds: over the seeds of a group where there are several groups."""
+    seeds, name = are_groups_compared(record), "constraint_epsilon"
+    subjects = record.groups if seeds else most_telling_with(record, MOST, lambda c: measured(c, name))
+    known = [(c.name, m) for c in subjects if (m := c.metrics.get(name)) is not None and is_number(m.estimate)]
+    parts = [f"{format_number(metric.estimate)} for {called(who)}" for who, metric in known[:MOST]]
     if not parts:
         return []
-    first = f"With 95% confidence the constraint, mean EPKL ≤ ε, holds from this ε on, in {unit_of(record)}"
+    whose = "mean EPKL over training seeds" if seeds else "mean EPKL"
+    first = f"With 95% confidence the constraint, {whose} ≤ ε, holds from this ε on, in {unit_of(record)}"
     return [f"{first}: {listed(parts)}."]
 
 

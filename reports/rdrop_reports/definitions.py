@@ -185,7 +185,8 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         "constraint_epsilon": Definition(
             "Constraint, smallest ε", "smallest ε for which mean EPKL ≤ ε holds with 95% confidence",
             "The R-Drop constraint as these data can vouch for it: the one-sided upper bound of the mean EPKL over new "
-            "data, put right for skewness; too low for fewer than 30 examples of which a few carry most of the EPKL.",
+            "data, put right for skewness; too low for fewer than 30 examples of which a few carry most of the EPKL. "
+            "Of a group, Student's bound of the mean over its training seeds, on these examples.",
             "divergence", "lower", R_DROP,
         ),
         "epkl_sum_of_parts": Definition(

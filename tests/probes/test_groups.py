@@ -11,7 +11,7 @@ from scipy import stats
 from rdrop_probes.groups import NO_TEST, PAIRED, WELCH, Arm, compare_arms, group_result, hedges_g
 from rdrop_probes.rankings import rankings, spearman
 from rdrop_probes.records import CheckpointResult, Metric
-from rdrop_probes.seeds import over_seeds
+from rdrop_probes.seeds import bound_over_seeds, over_seeds
 
 
 def checkpoint(name: str, **estimates: float | None) -> CheckpointResult:
@@ -54,6 +54,25 @@ def test_groups_have_every_metric_over_their_seeds():
     assert found.members == ["a", "b"]
     assert {name: metric.n for name, metric in found.metrics.items()} == {"epkl": 2, "nll": 1}
     assert found.metrics["epkl"].low == 0.0
+
+
+def test_the_constraint_of_a_group_is_the_bound_of_its_mean_over_seeds_and_is_not_compared():
+    members = [checkpoint(f"m{i}", epkl=x, constraint_epsilon=2 * x) for i, x in enumerate((0.1, 0.2, 0.4))]
+    values = np.array([0.1, 0.2, 0.4])
+    whole, alone = Arm("all", members, [0, 1, 2]), Arm("one", members[:1], [0])
+    found = group_result(whole).metrics["constraint_epsilon"]
+    bound = values.mean() + stats.t.ppf(0.95, 2) * values.std(ddof=1) / sqrt(3)
+    assert (found.estimate, found.low, found.high) == (pytest.approx(bound), None, None)
+    assert (found.unit, found.n) == ("nats", 3)
+    assert group_result(alone).metrics["constraint_epsilon"].estimate is None
+    assert group_result(Arm("alike", [members[0]] * 3, [0, 1, 2])).metrics["constraint_epsilon"].estimate is None
+    assert [c.metric for c in compare_arms(whole, alone)] == ["epkl"]
+
+
+def test_the_bound_of_the_mean_over_seeds_holds_as_often_as_it_says():
+    rng, repeats, n = np.random.default_rng(7), 4000, 3
+    hits = sum((bound_over_seeds(rng.normal(2, 1, n).tolist()).estimate or 0) >= 2 for _ in range(repeats))
+    assert abs(hits / repeats - 0.95) / sqrt(0.95 * 0.05 / repeats) < 4
 
 
 def test_arms_of_the_same_seeds_are_paired_in_whatever_order():

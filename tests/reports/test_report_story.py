@@ -298,6 +298,10 @@ def test_where_there_are_groups_claims_and_takeaways_are_over_seeds(full):
     end = "as a multiple of that of baseline: 0.8 [0.5, 1.3] for rdrop (no difference shown)."
     assert claims(record)[-1] == f"Fisher trace, parameters over training seeds, {end}"
     assert takeaway("jacobian", record).startswith(f"Jacobian, Fisher-weighted over training seeds, {end}")
+    bound = Metric(estimate=0.0612, unit="nats", n=2)
+    held = [replace(g, metrics=g.metrics | {"constraint_epsilon": bound}) for g in record.groups]
+    first = "With 95% confidence the constraint, mean EPKL over training seeds ≤ ε, holds from this ε on, in nats"
+    assert claims(replace(record, groups=held))[0] == f"{first}: 0.0612 for baseline and 0.0612 for rdrop."
     untold = replace(record, group_comparisons=[])
     assert not any("Fisher trace" in sentence for sentence in claims(untold))
 
