@@ -422,7 +422,9 @@ def test_a_temperature_of_the_mc_mean_is_told_beside_that_of_the_eval_model():
     ("noise", "words"),
     [
         (1e-5, "at least 3 700 for model (a)"),
-        (0.01, "not clear of 1 for model (a)"),
+        (0.0078, "at least 4.7 for model (a)"),
+        (0.0371, "not clear of 1 for model (a)"),
+        (0.05, "not clear of 1 for model (a)"),
         (0.0, "endless, with a noise of exactly 0, for model"),
         (1e-13, "at least a million for model"),
     ],
