@@ -22,7 +22,7 @@ from rdrop_reports.select import as_rows, mark_of, place_of
 from rdrop_reports.svg import recoloured, slim
 from rdrop_reports.verdict import caveats, checkpoint_verdicts, headline, verdicts
 from rdrop_reports.words import WORDS
-from tests.reports.rich_samples import everything, rich
+from tests.reports.rich_samples import everything, rich, sweep_change
 
 CHAPTERS = ["verdict", "groups", "over", "gap", "spread", "examples", "noise_floor", "convergence", "sites", "theory"]
 
@@ -243,18 +243,20 @@ def test_interaction_is_hedged_by_its_interval(low, high, hedged):
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "words"),
+    ("first", "last", "change", "words"),
     [
-        ((1.0, 1.1), (1.5, 1.6), "closer to 1 the smaller the noise"),
-        ((1.0, 1.6), (1.5, 1.7), "no change with the rate is shown"),
-        ((1.8, 1.9), (1.1, 1.2), "not closer to 1 as the noise falls"),
+        ((1.0, 1.2), (1.1, 1.5), (0.2, 0.1, 0.3), "a change of 0.20 [0.10, 0.30]: closer to 1 the smaller the noise"),
+        ((1.0, 1.1), (1.5, 1.6), (0.5, -0.1, 1.1), "no change with the rate is shown"),
+        ((1.8, 1.9), (1.1, 1.2), (-0.7, -0.8, -0.6), "not closer to 1 as the noise falls"),
+        ((0.8, 0.9), (1.1, 1.2), (0.3, 0.2, 0.4), "on the other side of 1"),
     ],
 )
-def test_the_sweep_concludes_what_the_intervals_allow(first, last, words):
+def test_the_sweep_concludes_what_the_paired_change_allows(first, last, change, words):
     record = rich(("model",))[0]
     points = record.checkpoints[0].sweep
     ends = [replace(point, ratio=bounds(*b, "")) for point, b in ((points[-1], last), (points[0], first))]
-    assert words in takeaway("sweep", changed(record, sweep=ends))
+    assert words in takeaway("sweep", changed(record, sweep=ends, sweep_change=sweep_change(*change)))
+    assert takeaway("sweep", changed(record, sweep=ends, sweep_change=None)).endswith(" at 0.3 for model.")
 
 
 def test_rankings_name_what_ranks_alike_and_count_the_rest():
