@@ -28,7 +28,8 @@ class Sweep(VariantProbe):
     """EPKL with every dropout at each of the rates of `Settings.dropout`, on the same examples and mask seeds.
 
     The prediction follows from the one at the trained rates q: R_site(r) = R_site(q) [r / (1 - r)] / [q / (1 - q)].
-    Noise that is no dropout, and dropout at rate 1, stay as they are.
+    Noise that is no dropout stays as it is. Modules of rate 1 are swept as well, and leave no prediction, for they have
+    none themselves. Any other dropout of rate 1 draws nothing, so that nothing is swept.
     """
 
     name = "sweep"

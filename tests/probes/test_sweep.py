@@ -212,22 +212,25 @@ def test_sites_at_different_rates_are_predicted_each_by_its_own():
     assert point.epkl.estimate == pytest.approx(float(np.mean(other.columns["epkl"].values)))
 
 
-def test_dropout_at_rate_1_and_other_noise_stay_as_they_are():
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "fold"])
+def test_dropout_at_rate_1_is_swept_and_other_noise_stays_as_it_is(strategy):
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.gone, self.drop, self.noise, self.head = nn.Dropout(1.0), nn.Dropout(0.2), Noise(), nn.Linear(5, C)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.noise(self.gone(torch.tanh(x)) + self.drop(x)))
+            x = self.noise(x)  # sites have their masks by their order, and those that draw nothing come last
+            return self.head(self.drop(x) + self.gone(torch.tanh(x)))
 
     class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + 0.1 * torch.randn_like(x) if self.training else x
 
     model, x = Mixed().double(), torch.randn(N, 5, dtype=torch.float64)
-    (point,) = run(model, x, dropout=(0.4,)).tables["sweep"]
-    model.drop.p = 0.4
+    (point,) = run(model, x, dropout=(0.4,), strategy=strategy).tables["sweep"]
+    assert (model.gone.p, model.drop.p) == (1.0, 0.2)
+    model.gone.p = model.drop.p = 0.4
     expected = run(model, x, [PairwiseKL])
     assert point.epkl.estimate == pytest.approx(float(np.mean(expected.columns["epkl"].values)))
     assert point.predicted is None
@@ -243,6 +246,22 @@ def test_dropout_whose_rate_cannot_be_changed_is_said_and_nothing_swept():
     assert found.plan.sites["", 0].rate == 0.3
     assert found.tables["sweep"] == []
     assert "its noise is not a mask whose rate can be changed" in found.findings["not_swept"]
+
+
+def test_a_model_whose_only_dropout_is_at_rate_1_is_swept():
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.Dropout(1.0), nn.Linear(8, C)).double(), torch.randn(N, 5).double()
+    found = run(model, x, dropout=(0.1, 0.3)).tables["sweep"]
+    for point in found:
+        model[1].p = point.rate
+        expected = run(model, x, [PairwiseKL]).columns["epkl"].values
+        assert point.epkl.estimate == pytest.approx(float(expected.mean()))
+        assert point.epkl.estimate > 1e-6
+
+
+def test_dropout_at_rate_1_that_is_no_module_is_said_and_nothing_swept():
+    found = run(MODELS["functional"](1.0), torch.randn(N, 5), dropout=RATES)
+    assert found.tables["sweep"] == []
+    assert "at rate 1 it draws no mask whose rate could be changed" in found.findings["not_swept"]
 
 
 def test_without_dropout_there_is_nothing_to_sweep():
