@@ -57,6 +57,7 @@ class Gap(SubModelProbe):
         "accuracy_mean": "",
         "accuracy_gap": "",
     }
+    between = frozenset({"disagreement"})
     terms = (kl_to_eval, probability, log_ratio, vote, flip, offset, rounding, logit_shift_square)
     bias_corrected = frozenset({"kl_mean_to_eval"})
     squared = frozenset({"expectation_linearity"})

@@ -71,6 +71,7 @@ class Probe(ABC):
         needs_labels: without labels the probe does not run.
         needs_input_gradients, needs_site_gradients: gradient passes of the eval model to be shared with it.
         families: what the rows of the model's output may stand for.
+        between: metrics of sub-models against each other, which are 0 where all of them are the same.
         on_request: whether it runs only where it is named. companions: names of the probes that then run beside it.
         packages: modules that it needs beyond the usual ones, and what to install for each.
         together: how many examples from all over the data it computes on together, before the pass, at most.
@@ -89,6 +90,7 @@ class Probe(ABC):
     packages: ClassVar[Mapping[str, str]] = {}
     together: ClassVar[int] = 0
     companions: ClassVar[tuple[str, ...]] = ()
+    between: ClassVar[frozenset[str]] = frozenset()
     wants_variants: ClassVar[bool] = False
     wants_repeats: ClassVar[bool] = False
 

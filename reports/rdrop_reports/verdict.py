@@ -91,9 +91,26 @@ def _headline_of_one(record: RunRecord, verdict: Verdict) -> str:
         "no difference shown": f"No difference in consistency is shown between {name} and {reference}.",
         "not measured": f"The consistency of {name} was not measured.",
         "not compared": f"{name} was measured, and not compared with {reference}.",
-        "own consistency": f"The sub-models of {name} diverge by {_epkl(record, verdict.candidate)} (EPKL).",
+        "own consistency": _own_headline(record, verdict.candidate),
         "no dropout": f"{name} draws no dropout.",
     }[verdict.outcome]
+
+
+def _own_headline(record: RunRecord, name: str) -> str:
+    found = checkpoint_named(record, name)
+    if found is not None and (text := _alike(found)):
+        return text
+    return f"The sub-models of {called(name)} diverge by {_epkl(record, name)} (EPKL)."
+
+
+def _alike(checkpoint: CheckpointResult) -> str:
+    """Said where no mask is random: a model whose dropout is all at rate 1; empty where some is."""
+    epkl, to_eval = (checkpoint.metrics.get(name) for name in ("epkl", "kl_sub_to_eval"))
+    if not checkpoint.sites or any(site.rate not in (0, 1) for site in checkpoint.sites) or not epkl or epkl.estimate:
+        return ""
+    differ = to_eval is not None and is_number(to_eval.estimate) and to_eval.estimate > 0
+    end = ", though they differ from the eval model" if differ else ""
+    return f"All sub-models of {called(checkpoint.name)} are alike{end}."
 
 
 def _epkl(record: RunRecord, name: str) -> str:
@@ -112,6 +129,8 @@ def _own(record: RunRecord, checkpoint: CheckpointResult) -> Verdict:
     epkl = checkpoint.metrics.get("epkl")
     if epkl is None or not is_number(epkl.estimate):
         return Verdict(name, "not measured", f"The EPKL of {shown} was not measured.")
+    if text := _alike(checkpoint):
+        return Verdict(name, "own consistency", f"{text[:-1]}: every dropout is at rate 0 or 1.", _flips(checkpoint))
     interval = f" ({format_level(epkl.level)} interval)" if is_number(epkl.low) else " (no interval)"
     sentence = f"The EPKL of {shown} is {format_estimate(epkl)} {unit_of(record)}{interval}."
     return Verdict(name, "own consistency", sentence, _flips(checkpoint))
@@ -152,7 +171,8 @@ def _compared(record: RunRecord, reference: CheckpointResult, candidate: Checkpo
         "less consistent": f"{ours} is less consistent than {theirs}",
     }.get(outcome, f"No difference in consistency is shown between {ours} and {theirs}")
     numbers = _numbers(record, reference, candidate, found)
-    return Verdict(name, outcome, f"{claim}: {numbers}{why_not(found)}.", context(record.comparisons, name))
+    parts = (_alike(candidate), context(record.comparisons, name))
+    return Verdict(name, outcome, f"{claim}: {numbers}{why_not(found)}.", " ".join(filter(None, parts)))
 
 
 def _numbers(record: RunRecord, reference: CheckpointResult, candidate: CheckpointResult, found: Comparison) -> str:
