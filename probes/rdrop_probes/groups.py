@@ -113,15 +113,15 @@ def _compare(reference: Arm, candidate: Arm, metric: str, level: float) -> Compa
     a, b = _aligned(reference, candidate, metric) if paired else _apart(reference, candidate, metric)
     difference = float(b.mean() - a.mean()) if len(a) and len(b) else None
     tested = None if difference is None else _tested(a, b, paired=paired)
-    bounds = None if tested is None else tested.confidence_interval(level)
+    low, high = (None, None) if tested is None else _within(tested.confidence_interval(level), reference, metric)
     ratio, ratio_low, ratio_high = _ratio(a, b, paired=paired, level=level)
     return Comparison(
         metric=metric,
         reference=reference.name,
         candidate=candidate.name,
         difference=difference,
-        low=None if bounds is None else float(bounds.low),
-        high=None if bounds is None else float(bounds.high),
+        low=low,
+        high=high,
         ratio=ratio,
         ratio_low=ratio_low,
         ratio_high=ratio_high,
@@ -133,6 +133,12 @@ def _compare(reference: Arm, candidate: Arm, metric: str, level: float) -> Compa
         n=len(a) if paired else len(a) + len(b),
         effect_size=hedges_g(a, b),
     )
+
+
+def _within(bounds: Any, arm: Arm, metric: str) -> tuple[float, float]:
+    """Bounds of a difference, which is no larger than what the metric can be is wide: 1 for shares."""
+    least, most = arm.ranges.get(metric, EVERYTHING)
+    return max(float(bounds.low), least - most), min(float(bounds.high), most - least)
 
 
 def _apart(reference: Arm, candidate: Arm, metric: str) -> tuple[Values, Values]:

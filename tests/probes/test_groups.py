@@ -56,6 +56,16 @@ def test_groups_have_every_metric_over_their_seeds():
     assert found.metrics["epkl"].low == 0.0
 
 
+@pytest.mark.parametrize(("within", "most"), [((0.0, 1.0), 1.0), ((-1.0, 1.0), 2.0), ((0.0, np.inf), np.inf)])
+@pytest.mark.parametrize("seeds", [None, [0, 1]])
+def test_a_difference_over_seeds_is_within_what_the_metric_can_be(within, most, seeds):
+    arms = [replace(arm("a", values, seeds), ranges={"epkl": within}) for values in ([0.1, 0.9], [0.95, 0.2])]
+    (found,) = compare_arms(*arms)
+    free = compare_arms(*(replace(one, ranges={}) for one in arms))[0]
+    assert free.low < -2 < 2 < free.high
+    assert (found.low, found.high) == (max(free.low, -most), min(free.high, most))
+
+
 def test_the_constraint_of_a_group_is_the_bound_of_its_mean_over_seeds_and_is_not_compared():
     members = [checkpoint(f"m{i}", epkl=x, constraint_epsilon=2 * x) for i, x in enumerate((0.1, 0.2, 0.4))]
     values = np.array([0.1, 0.2, 0.4])
