@@ -25,7 +25,7 @@ from rdrop_probes.statistics import MAX_LOG_RATIO, adjust
 Values = NDArray[np.float64]
 PAIRED = "t test paired by seed"
 WELCH = "Welch's t test over seeds"
-NO_TEST = "none, for want of seeds"
+NO_TEST = "none, for want of seeds that differ"
 BOUNDS: Mapping[str, str] = MappingProxyType({"constraint_epsilon": "epkl"})
 """Metrics that are an upper bound of another one's mean: what holds of a group is not the mean of its seeds' bounds."""
 
@@ -154,11 +154,11 @@ def _aligned(reference: Arm, candidate: Arm, metric: str) -> tuple[Values, Value
 
 
 def _tested(a: Values, b: Values, *, paired: bool) -> Any:
-    """What scipy says of b minus a; None where the spread over seeds cannot be told."""
+    """What scipy says of b minus a; None where the spread over seeds cannot be told, of either arm unless paired."""
     if min(len(a), len(b)) < 2:
         return None
     noise = ROUNDING * max(np.abs(a).max(), np.abs(b).max())
-    if (np.ptp(b - a) if paired else np.ptp(a) + np.ptp(b)) <= noise:
+    if (np.ptp(b - a) if paired else min(np.ptp(a), np.ptp(b))) <= noise:
         return None
     return stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a, equal_var=False)
 

@@ -127,11 +127,14 @@ def test_the_ratio_has_the_interval_of_the_delta_method(paired):
     )
 
 
-@pytest.mark.parametrize(("a", "b"), [([0.2], [0.1, 0.3]), ([0.2, 0.2], [0.1, 0.1]), ([0.2], [0.1])])
+@pytest.mark.parametrize(
+    ("a", "b"), [([0.2], [0.1, 0.3]), ([0.2] * 2, [0.1] * 2), ([0.2], [0.1]), ([0.97] * 3, [0.96, 0.97, 0.98])]
+)
 def test_nothing_is_tested_where_the_spread_of_seeds_is_not_known(a, b):
     (found,) = compare_arms(arm("a", a), arm("b", b))
     assert found.test == NO_TEST
-    assert found.low is found.high is found.p_value is found.p_adjusted is found.ratio_low is found.effect_size is None
+    assert found.low is found.high is found.p_value is found.p_adjusted is found.ratio_low is None
+    assert (found.effect_size is None) == (len(a) < 3)
     assert found.difference == pytest.approx(np.mean(b) - np.mean(a))
 
 
