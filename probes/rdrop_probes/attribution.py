@@ -44,7 +44,8 @@ class Attribution(VariantProbe):
     `epkl_sum_of_parts` = sum over sites of the EPKL with only that site active; `epkl_interaction` = whole EPKL less
     that sum (0 were the sites' effects to add up, as second-order theory has it). Both in nats, and left out where a
     site cannot be switched off. `attribution_rank_correlation` is Spearman's, over sites, between that EPKL and the
-    predicted one. Of S sites and some groups this takes twice as many runs of all K sub-models.
+    predicted one, a description without an interval. Of S sites and some groups this takes twice as many runs of all
+    K sub-models.
     """
 
     name = "attribution"
@@ -171,7 +172,7 @@ class Attribution(VariantProbe):
     def _rank_agreement(self, predicted: Mapping[str, Column]) -> Metric | None:
         exact = {label(key): self.by_variant.columns.get(self._names.get(frozenset([key]), "")) for key in self._sites}
         pairs = [(column, predicted[name]) for name, column in exact.items() if column and name in predicted]
-        return rank_agreement(pairs, shared_masks=self.shared_masks)
+        return rank_agreement(pairs)
 
 
 class GaussianAttribution(Attribution):

@@ -204,7 +204,8 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         ),
         "attribution_rank_correlation": Definition(
             "Rank correlation, predicted and exact", "Spearman's ρ over sites",
-            "Whether the prediction from gradients ranks the sites as measuring them one by one does.",
+            "Whether the prediction from gradients ranks the sites as measuring them one by one does. A description "
+            "without an interval: noise pulls it to 0 where sites are close to each other.",
             "plain", "one", WEI,
         ),
         "fisher_trace": Definition(
