@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from math import inf
 
 from rdrop_analysis.axis import value_of
 from rdrop_analysis.files import printable
@@ -79,11 +78,7 @@ def _names(checkpoints: Sequence[CheckpointResult]) -> list[str]:
 
 def _arm(name: str, members: Sequence[Measured]) -> Arm:
     results = [m.result for m in members]
-    ranges = {
-        metric: (0.0, 1.0) if column.proportion else (column.floor, inf)
-        for m in members
-        for metric, column in m.columns.items()
-    }
+    ranges = {metric: column.range for m in members for metric, column in m.columns.items()}
     return Arm(name, results, [_seed(result) for result in results], ranges)
 
 

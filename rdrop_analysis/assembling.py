@@ -12,11 +12,11 @@ import torch
 
 from rdrop_analysis.data.examples import IGNORED, Data
 from rdrop_analysis.measuring import Measured
+from rdrop_probes.groups import BIASED_IN_K, differ_in_k
 from rdrop_probes.records import Comparison, DataRecord, Finding
 from rdrop_probes.statistics import adjust, compare
 
 FEW = 10  # examples
-BIASED_IN_K = frozenset({"nll_mean", "brier_mean", "ece_mean", "accuracy_mean", "mse_mean"})  # the more, the better
 OF_THE_TASK = frozenset(
     {
         "task_guessed",
@@ -53,7 +53,8 @@ def run_findings(measured: Sequence[Measured], reference: str | None) -> list[Fi
     counts = sorted({m.result.sub_models for m in measured if m.result.sub_models is not None})
     if len(counts) > 1 and (names := sorted(BIASED_IN_K & {name for m in measured for name in m.columns})):
         text = f"the checkpoints were measured with different numbers of sub-models ({', '.join(map(str, counts))})"
-        text += f", on which {', '.join(names)} depend: not compared"
+        text += f", on which {', '.join(names)} depend: "
+        text += "where these differ, neither checkpoints nor groups are compared on them"
         findings.append(Finding(code="different_sub_models", message=text))
     return findings
 
@@ -104,14 +105,8 @@ def _pairs(reference: Measured, candidate: Measured) -> list[Comparison]:
         for name in candidate.result.metrics
         if name in reference.columns
         and name in candidate.columns
-        and not (name in BIASED_IN_K and _differ_in_k(reference, candidate))
+        and not (name in BIASED_IN_K and differ_in_k([reference.result, candidate.result]))
     ]
-
-
-def _differ_in_k(one: Measured, other: Measured) -> bool:
-    """Whether two checkpoints were measured with different numbers of sub-models."""
-    counts = {one.result.sub_models, other.result.sub_models} - {None}
-    return len(counts) > 1
 
 
 def per_example_table(measured: Sequence[Measured], data: Data) -> pd.DataFrame:

@@ -104,19 +104,21 @@ class _Arms:
 
     def value(self, quantity: Quantity, subject: str) -> float | None:
         """The number, None where it is missing or not finite."""
-        name, first = self.name_of(quantity, subject), quantity.part[0]
-        found: Metric | Comparison | None
-        if first in OF_METRICS:
-            found = self.metrics.get(name, {}).get(quantity.metric)
-        else:
-            found = self.comparisons.get((name, quantity.metric))
-        value: float | None = getattr(found, _FIELDS.get(quantity.part, first), None)
+        field = _FIELDS.get(quantity.part, quantity.part[0])
+        value: float | None = getattr(self._found(quantity, subject), field, None)
         return value if value is not None and math.isfinite(value) else None
 
     def unit(self, quantity: Quantity, subject: str) -> str:
-        found = self.metrics.get(self.name_of(quantity, subject), {}).get(quantity.metric)
+        """Of a difference that of the comparison, which may be of squares."""
+        found = self._found(quantity, subject)
         has_unit = quantity.part[0] in OF_METRICS or quantity.part[0] == "difference"
         return found.unit if found is not None and has_unit else ""
+
+    def _found(self, quantity: Quantity, subject: str) -> Metric | Comparison | None:
+        name = self.name_of(quantity, subject)
+        if quantity.part[0] in OF_METRICS:
+            return self.metrics.get(name, {}).get(quantity.metric)
+        return self.comparisons.get((name, quantity.metric))
 
 
 _FIELDS: Mapping[tuple[str, ...], str] = MappingProxyType(

@@ -74,8 +74,14 @@ def test_what_depends_on_the_number_of_sub_models_is_not_compared_across_numbers
     (finding,) = [w for w in found.warnings if w.code == "different_sub_models"]
     assert finding.message == (
         f"the checkpoints were measured with different numbers of sub-models ({min(counts)}, {max(counts)}), on which "
-        f"{', '.join(left_out)} depend: not compared"
+        f"{', '.join(left_out)} depend: where these differ, neither checkpoints nor groups are compared on them"
     )
+    over_seeds = analyze(
+        models, examples(), groups={"a": ["base"], "b": ["less"]}, sub_models="auto", tolerance=0.02, probes="gap"
+    ).record
+    compared = {comparison.metric for comparison in over_seeds.group_comparisons}
+    assert "accuracy_sub" in compared
+    assert not compared & set(left_out)
     alike = analyze(models, examples(), probes="gap").record
     assert "nll_mean" in {comparison.metric for comparison in alike.comparisons}
     assert "different_sub_models" not in [w.code for w in alike.warnings]

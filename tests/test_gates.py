@@ -43,6 +43,13 @@ def one(whole: RunRecord, text: str) -> GateResult:
     return found
 
 
+def test_a_difference_is_in_the_unit_of_the_comparison():
+    whole = record()
+    squares = [replace(c, unit="logits²", difference=0.7) for c in whole.comparisons if c.metric == "jacobian_fisher"]
+    whole = replace(whole, comparisons=squares)
+    assert one(whole, "jacobian_fisher.difference > 0.5").message == "rdrop: 0.7 > 0.5 logits²"
+
+
 # --- the grammar
 
 

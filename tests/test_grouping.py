@@ -158,7 +158,7 @@ def test_one_seed_is_not_tested_and_said_to_be_one():
     found = record()
     assert codes(found) == ["one_seed"]
     assert "strong has one seed" in found["warnings"][0]["message"]
-    assert {c["test"] for c in found["group_comparisons"]} == {"none, for want of seeds"}
+    assert {c["test"] for c in found["group_comparisons"]} == {"none, for want of seeds that differ"}
     assert all(c["p_value"] is None and c["low"] is None for c in found["group_comparisons"])
     assert found["groups"][1]["metrics"]["epkl"]["low"] is None
 

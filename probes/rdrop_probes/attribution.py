@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from rdrop_probes.block_sums import BlockSums
-from rdrop_probes.columns import Column, ColumnSet
+from rdrop_probes.columns import Column, ColumnSet, without_rounding
 from rdrop_probes.convergence import ConvergingProbe
 from rdrop_probes.distributions import EvalBatch
 from rdrop_probes.jackknife import Jackknife, jackknives
@@ -44,15 +44,19 @@ class Attribution(VariantProbe):
     `epkl_sum_of_parts` = sum over sites of the EPKL with only that site active; `epkl_interaction` = whole EPKL less
     that sum (0 were the sites' effects to add up, as second-order theory has it). Both in nats, and left out where a
     site cannot be switched off. `attribution_rank_correlation` is Spearman's, over sites, between that EPKL and the
-    predicted one. Of S sites and some groups this takes twice as many runs of all K sub-models.
+    predicted one, a description without an interval. Of S sites and some groups this takes twice as many runs of all
+    K sub-models.
     """
 
     name = "attribution"
     units: ClassVar = {"epkl_sum_of_parts": "nats", "epkl_interaction": "nats", "attribution_rank_correlation": ""}
 
+    between = frozenset({"epkl_sum_of_parts", "epkl_interaction"})
+
     def __init__(self) -> None:
         super().__init__()
         self._sites: tuple[SiteKey, ...] = ()
+        self._certain: frozenset[SiteKey] = frozenset()
         self._parts: list[_Part] = []
         self._kinds: dict[SiteKey, str] = {}
         self._names: dict[frozenset[SiteKey], str] = {}
@@ -63,6 +67,7 @@ class Attribution(VariantProbe):
         """Learn the sites, and what groups they make."""
         super().start(plan, shared_masks=shared_masks)
         self._sites = tuple(plan.sites)
+        self._certain = frozenset(key for key, site in plan.sites.items() if site.rate in (0, 1))
         self._kinds = kinds_of(plan.sites)
         self._parts = list(_parts(self._sites, self._kinds))
 
@@ -148,13 +153,16 @@ class Attribution(VariantProbe):
         )
 
     def _metric(self, active: frozenset[SiteKey]) -> Metric | None:
-        """EPKL with these sites active; without any it is 0."""
+        """EPKL with these sites active; 0 without any, and but for rounding where all their masks are certain."""
         columns = self.by_variant.columns
         if not active and WHOLE in columns:
             n = int(columns[WHOLE].finite.sum())
             return Metric(estimate=0.0, low=0.0, high=0.0, unit="nats", n=n, mask_low=0.0, mask_high=0.0)
         column = columns.get(self._names.get(active, ""))
-        return None if column is None else metric(column, unit="nats", shared_masks=self.shared_masks)
+        if column is None:
+            return None
+        column = without_rounding(column) if active <= self._certain else column
+        return metric(column, unit="nats", shared_masks=self.shared_masks)
 
     def _reason(self, sites: frozenset[SiteKey]) -> str:
         """Why these sites cannot be had alone, or without them the others; empty if both can."""
@@ -164,7 +172,7 @@ class Attribution(VariantProbe):
     def _rank_agreement(self, predicted: Mapping[str, Column]) -> Metric | None:
         exact = {label(key): self.by_variant.columns.get(self._names.get(frozenset([key]), "")) for key in self._sites}
         pairs = [(column, predicted[name]) for name, column in exact.items() if column and name in predicted]
-        return rank_agreement(pairs, shared_masks=self.shared_masks)
+        return rank_agreement(pairs)
 
 
 class GaussianAttribution(Attribution):

@@ -19,6 +19,7 @@ State = dict[str, Any]
 
 FEWEST = 0.5  # degrees of freedom, with fewer of which one example is nearly all there is: no interval
 MOST_WAITING = 0.25  # of what is joined of a column, that may lie beside it in pieces
+ROUNDING = 1e-6  # of single precision at worst, below which a divergence between equal models is nothing else
 EQUAL = 1e-9  # of effective examples, below which weights differ by rounding alone
 
 
@@ -38,6 +39,7 @@ class Column:
         tabulated: whether the values stand for the example alone (False for linearised quantities).
         proportion: whether the values are shares of hits, so that 0 and 1 are outcomes and not quantities.
         squared: whether the values are squares and the metric is the root of their mean.
+        share_difference: whether the values are differences of two such shares.
         floor: the least value that the metric can truly have, which its interval respects.
         crossed: whether random vectors that all examples share are in the values, whatever the masks are.
     """
@@ -54,11 +56,19 @@ class Column:
     proportion: bool = False
     floor: float = -np.inf
     crossed: bool = False
+    share_difference: bool = False
 
     @property
     def finite(self) -> NDArray[np.bool_]:
         """[N], which examples have a value."""
         return np.isfinite(self.values)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """What the metric can be, from the least to the most."""
+        if self.proportion:
+            return 0.0, 1.0
+        return (-1.0, 1.0) if self.share_difference else (self.floor, np.inf)
 
     def state(self) -> State:
         """The column as plain data."""
@@ -85,6 +95,20 @@ class Column:
         df = float(1 / (share**2).sum() - 1) if n else 0.0
         df = n - 1.0 if df > n - 1 - EQUAL else df * (df > FEWEST)
         return replace(self, values=values, mask_variance=variance, weights=None, infinite=None, df=df, tabulated=False)
+
+
+def without_rounding(column: Column) -> Column:
+    """Of differences between models that are the same: exact zeros, where none is more than rounding."""
+    if np.abs(column.values[column.finite]).max(initial=0) >= ROUNDING:
+        return column
+    return replace(
+        column,
+        values=np.where(column.finite, 0.0, column.values),
+        mask_variance=np.zeros_like(column.values),
+        leave_out=None if column.leave_out is None else np.zeros_like(column.leave_out),
+        proportion=False,
+        share_difference=False,
+    )
 
 
 class ColumnSet:

@@ -15,6 +15,7 @@ from rdrop_probes.distributions import EvalBatch
 from rdrop_probes.jackknife import Jackknife, jackknives
 from rdrop_probes.probe import Outcome, Probe, SubModelProbe
 from rdrop_probes.records import ConvergencePoint
+from rdrop_probes.sites import SitePlan
 from rdrop_probes.statistics import LEVEL, Spread, block_spread, upper_bound
 
 
@@ -24,6 +25,12 @@ class ConvergingProbe(SubModelProbe):
     def __init__(self) -> None:
         super().__init__()
         self._convergence: dict[int, _PrefixSums] = {}
+        self._alike = False
+
+    def start(self, plan: SitePlan, *, shared_masks: bool) -> None:
+        """Learn whether there is anything to converge."""
+        super().start(plan, shared_masks=shared_masks)
+        self._alike = plan.alike
 
     def update(self, batch: EvalBatch, sums: BlockSums) -> None:
         """Keep the columns, and the mean EPKL of the first 4, 8, 16, ... blocks for the convergence in K."""
@@ -58,8 +65,8 @@ class ConvergingProbe(SubModelProbe):
         return Outcome(ColumnSet(), metrics={"constraint_epsilon": bound})
 
     def outcome(self) -> Outcome:
-        """Columns, and the convergence of EPKL in K."""
-        prefixes = [prefix for _, prefix in sorted(self._convergence.items()) if prefix.n]
+        """Columns, and the convergence of EPKL in K; of sub-models that are all alike there is none."""
+        prefixes = [] if self._alike else [prefix for _, prefix in sorted(self._convergence.items()) if prefix.n]
         points = [prefix.point(shared_masks=self.shared_masks) for prefix in prefixes]
         return Outcome(self.kept, {"convergence": points})
 

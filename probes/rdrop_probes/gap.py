@@ -57,10 +57,12 @@ class Gap(SubModelProbe):
         "accuracy_mean": "",
         "accuracy_gap": "",
     }
+    between = frozenset({"disagreement"})
     terms = (kl_to_eval, probability, log_ratio, vote, flip, offset, rounding, logit_shift_square)
     bias_corrected = frozenset({"kl_mean_to_eval"})
     squared = frozenset({"expectation_linearity"})
     signed = frozenset({"nll_gap", "accuracy_gap"})
+    share_differences = frozenset({"accuracy_gap"})
     proportions = frozenset({"flip_rate", "disagreement", "accuracy_sub", "accuracy_mean"})
 
     def terms_for(self, *, labels: bool) -> Iterable[Term]:

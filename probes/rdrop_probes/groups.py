@@ -8,23 +8,28 @@ examples are the same for every seed: nothing here covers new data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, isfinite, log, sqrt
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from rdrop_probes.records import CheckpointResult, Comparison, GroupResult
-from rdrop_probes.seeds import EVERYTHING, LEVEL, ROUNDING, over_seeds
+from rdrop_probes.records import CheckpointResult, Comparison, GroupResult, Metric
+from rdrop_probes.seeds import EVERYTHING, LEVEL, ROUNDING, bound_over_seeds, over_seeds
 from rdrop_probes.statistics import MAX_LOG_RATIO, adjust
 
 Values = NDArray[np.float64]
 PAIRED = "t test paired by seed"
 WELCH = "Welch's t test over seeds"
-NO_TEST = "none, for want of seeds"
+NO_TEST = "none, for want of seeds that differ"
+BOUNDS: Mapping[str, str] = MappingProxyType({"constraint_epsilon": "epkl"})
+"""Metrics that are an upper bound of another one's mean: what holds of a group is not the mean of its seeds' bounds."""
+
+BIASED_IN_K = frozenset({"nll_mean", "brier_mean", "ece_mean", "accuracy_mean", "mse_mean"})  # the more, the better
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,15 @@ class Arm:
 
 
 def group_result(arm: Arm, *, level: float = LEVEL) -> GroupResult:
-    """Every metric of the arm, over its seeds."""
-    metrics = {
-        name: over_seeds(
-            list(arm.values(name).values()), unit=unit, within=arm.ranges.get(name, EVERYTHING), level=level
-        )
-        for name, unit in arm.metrics.items()
-    }
+    """Every metric of the arm, over its seeds: its mean; of a bound of a metric, that of the metric over seeds."""
+    metrics = {name: _over_seeds(arm, name, unit, level) for name, unit in arm.metrics.items()}
     return GroupResult(name=arm.name, members=[member.name for member in arm.members], metrics=metrics)
+
+
+def _over_seeds(arm: Arm, name: str, unit: str, level: float) -> Metric:
+    if name in BOUNDS:
+        return bound_over_seeds(list(arm.values(BOUNDS[name]).values()), unit=unit, level=level)
+    return over_seeds(list(arm.values(name).values()), unit=unit, within=arm.ranges.get(name, EVERYTHING), level=level)
 
 
 def same_seeds(reference: Arm, candidate: Arm) -> bool:
@@ -73,10 +79,20 @@ def same_seeds(reference: Arm, candidate: Arm) -> bool:
 
 
 def compare_arms(reference: Arm, candidate: Arm, *, level: float = LEVEL) -> list[Comparison]:
-    """Candidate minus reference on every metric that both have in one unit, p-values adjusted over these."""
+    """Candidate minus reference on every metric that both have in one unit, p-values adjusted over these.
+
+    Bounds of other metrics are left out, and what depends on the number of sub-models where members were measured
+    with different ones.
+    """
     units = reference.metrics
-    shared = [name for name, unit in candidate.metrics.items() if units.get(name) == unit]
+    left_out = {*BOUNDS, *(BIASED_IN_K if differ_in_k([*reference.members, *candidate.members]) else ())}
+    shared = [name for name, unit in candidate.metrics.items() if units.get(name) == unit and name not in left_out]
     return adjust([_compare(reference, candidate, name, level) for name in shared])
+
+
+def differ_in_k(checkpoints: Iterable[CheckpointResult]) -> bool:
+    """Whether checkpoints were measured with different numbers of sub-models; one without dropout has none."""
+    return len({checkpoint.sub_models for checkpoint in checkpoints} - {None}) > 1
 
 
 def hedges_g(reference: Values, candidate: Values) -> float | None:
@@ -97,15 +113,15 @@ def _compare(reference: Arm, candidate: Arm, metric: str, level: float) -> Compa
     a, b = _aligned(reference, candidate, metric) if paired else _apart(reference, candidate, metric)
     difference = float(b.mean() - a.mean()) if len(a) and len(b) else None
     tested = None if difference is None else _tested(a, b, paired=paired)
-    bounds = None if tested is None else tested.confidence_interval(level)
+    low, high = (None, None) if tested is None else _within(tested.confidence_interval(level), reference, metric)
     ratio, ratio_low, ratio_high = _ratio(a, b, paired=paired, level=level)
     return Comparison(
         metric=metric,
         reference=reference.name,
         candidate=candidate.name,
         difference=difference,
-        low=None if bounds is None else float(bounds.low),
-        high=None if bounds is None else float(bounds.high),
+        low=low,
+        high=high,
         ratio=ratio,
         ratio_low=ratio_low,
         ratio_high=ratio_high,
@@ -117,6 +133,12 @@ def _compare(reference: Arm, candidate: Arm, metric: str, level: float) -> Compa
         n=len(a) if paired else len(a) + len(b),
         effect_size=hedges_g(a, b),
     )
+
+
+def _within(bounds: Any, arm: Arm, metric: str) -> tuple[float, float]:
+    """Bounds of a difference, which is no larger than what the metric can be is wide: 1 for shares."""
+    least, most = arm.ranges.get(metric, EVERYTHING)
+    return max(float(bounds.low), least - most), min(float(bounds.high), most - least)
 
 
 def _apart(reference: Arm, candidate: Arm, metric: str) -> tuple[Values, Values]:
@@ -132,11 +154,11 @@ def _aligned(reference: Arm, candidate: Arm, metric: str) -> tuple[Values, Value
 
 
 def _tested(a: Values, b: Values, *, paired: bool) -> Any:
-    """What scipy says of b minus a; None where the spread over seeds cannot be told."""
+    """What scipy says of b minus a; None where the spread over seeds cannot be told, of either arm unless paired."""
     if min(len(a), len(b)) < 2:
         return None
     noise = ROUNDING * max(np.abs(a).max(), np.abs(b).max())
-    if (np.ptp(b - a) if paired else np.ptp(a) + np.ptp(b)) <= noise:
+    if (np.ptp(b - a) if paired else min(np.ptp(a), np.ptp(b))) <= noise:
         return None
     return stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a, equal_var=False)
 

@@ -115,6 +115,8 @@ def _findings(plan: Plan, found: Item) -> dict[str, str]:
         findings["gradients_unavailable"] = text
     if not plan.sites.stochastic:
         findings["no_dropout"] = "the model draws nothing in train mode: sub-models are the eval model"
+    if plan.sites.alike:
+        findings["alike_sub_models"] = "all sub-models are alike, if not the eval model: no mask is random"
     if found.buffers:
         names = ", ".join(sorted(found.buffers)[:3])
         findings["buffers_change"] = f"with dropout on, buffers change ({names}); they are put back"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from rdrop_probes.columns import Column
+from rdrop_probes.columns import Column, without_rounding
 from rdrop_probes.items import Numbers, Votes
 from rdrop_probes.probe import Outcome, Probe
 from rdrop_probes.records import Metric
 from rdrop_probes.sites import SitePlan
-
-ROUNDING = 1e-6  # below which a divergence of a model without dropout is rounding, of single precision at worst
 
 
 @dataclass
@@ -46,17 +44,28 @@ class Measurement:
     votes: Votes | None = None
 
     def collect(self, probes: Sequence[Probe]) -> None:
-        """Take over what the probes kept; without dropout, what differs by rounding differs by 0."""
+        """Take over what the probes kept; where masks are certain, what differs by rounding differs by 0.
+
+        Without dropout sub-models are the eval model, and at rates of 0 and 1 they are at least each other.
+        """
         for probe in probes:
             self._take(probe.outcome())
             self.units |= probe.units
         if not self.plan.stochastic:
-            _round_to_zero(self.columns)
+            self._round(self.columns)
+        elif self.plan.alike:
+            self._round(name for probe in probes for name in probe.between)
         for probe in probes:
             self.columns |= probe.derive(self.columns)
         named = {probe.name: probe for probe in probes}
         for probe in probes:
             self._take(probe.conclude(self.columns, named))
+
+    def _round(self, names: Iterable[str]) -> None:
+        """Make rounding 0 in these columns, as far as sub-models are in them."""
+        for name in list(names):
+            if name in self.columns and self.columns[name].mask_variance is not None:
+                self.columns[name] = without_rounding(self.columns[name])
 
     def take_votes(self, predictions: Sequence[Numbers], votes: Sequence[Votes]) -> None:
         """Take over predictions and votes, which came in pieces."""
@@ -72,13 +81,3 @@ class Measurement:
         self.tables |= outcome.tables
         self.findings |= outcome.findings
         self.metrics |= outcome.metrics
-
-
-def _round_to_zero(columns: dict[str, Column]) -> None:
-    """Without dropout sub-models are the eval model: what differs from it by rounding differs by 0."""
-    for column in columns.values():
-        if column.mask_variance is not None and np.abs(column.values[column.finite]).max(initial=0) < ROUNDING:
-            column.values = np.where(column.finite, 0.0, column.values)
-            column.mask_variance = np.zeros_like(column.values)
-            column.leave_out = None if column.leave_out is None else np.zeros_like(column.leave_out)
-            column.proportion = False

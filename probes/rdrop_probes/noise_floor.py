@@ -29,7 +29,7 @@ NAMES: Mapping[Way, str] = {
 
 
 class NoiseFloors(Probe):
-    """KL(p_eval || p_other) in nats, averaged over examples, and how often the prediction changes.
+    """KL(p_eval || p_other) in nats, averaged over examples, and how often the class predicted changes.
 
     The other pass is the eval model under bfloat16 autocast, compiled by `torch.compile`, with fused attention kernels
     and fast paths, or on one example at a time (at most 16 of each batch; compiled code on batches of the first one's
@@ -106,7 +106,7 @@ class NoiseFloors(Probe):
 
 
 def _differences(batch: EvalBatch, rows: Tensor, places: Tensor) -> Tensor:
-    """KL to other outputs of the rows at some places, and 1 where the prediction is another [2, P']."""
+    """KL to other outputs of the rows at some places, and 1 where the class predicted is another [2, P']."""
     places = places.to(batch.logits.device)
     size = max(1, AT_A_TIME // max(batch.logits.shape[-1], 1))
     parts = [
@@ -118,6 +118,8 @@ def _differences(batch: EvalBatch, rows: Tensor, places: Tensor) -> Tensor:
 
 def _compared(family: Family, logits: Tensor, other: Tensor) -> Tensor:
     own, others = family.normalised(logits.double()), family.normalised(other.double())
-    divergence = kl(own, others) if family.name == "categorical" else family.between(own, others)
+    if family.name != "categorical":  # numbers, which are never quite the same: there is no class to flip
+        divergence = family.between(own, others)
+        return torch.stack([divergence, torch.full_like(divergence, torch.nan)])
     flips = family.prediction(logits) != family.prediction(other)
-    return torch.stack([divergence, flips.double()])
+    return torch.stack([kl(own, others), flips.double()])

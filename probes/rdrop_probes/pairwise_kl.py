@@ -30,6 +30,7 @@ class PairwiseKL(ConvergingProbe):
         "mutual_information": "nats",
         "reverse_mutual_information": "nats",
     }
+    between = frozenset({"epkl", "mutual_information", "reverse_mutual_information"})
     terms = (probability, log_ratio, self_product)
     bias_corrected = frozenset({"mutual_information", "reverse_mutual_information"})
 

@@ -71,6 +71,7 @@ class Probe(ABC):
         needs_labels: without labels the probe does not run.
         needs_input_gradients, needs_site_gradients: gradient passes of the eval model to be shared with it.
         families: what the rows of the model's output may stand for.
+        between: metrics of sub-models against each other, which are 0 where all of them are the same.
         on_request: whether it runs only where it is named. companions: names of the probes that then run beside it.
         packages: modules that it needs beyond the usual ones, and what to install for each.
         together: how many examples from all over the data it computes on together, before the pass, at most.
@@ -89,6 +90,7 @@ class Probe(ABC):
     packages: ClassVar[Mapping[str, str]] = {}
     together: ClassVar[int] = 0
     companions: ClassVar[tuple[str, ...]] = ()
+    between: ClassVar[frozenset[str]] = frozenset()
     wants_variants: ClassVar[bool] = False
     wants_repeats: ClassVar[bool] = False
 
@@ -159,11 +161,12 @@ class SubModelProbe(Probe):
 
     `bias_corrected` names the metrics whose plug-in estimate is biased in K, `squared` those that are
     the root of a mean of what `estimate` gives, `proportions` those that are
-    shares of hits, `signed` those that may truly be negative.
+    shares of hits, `share_differences` differences of two such, `signed` those that may truly be negative.
     """
 
     bias_corrected: ClassVar[frozenset[str]] = frozenset()
     proportions: ClassVar[frozenset[str]] = frozenset()
+    share_differences: ClassVar[frozenset[str]] = frozenset()
     squared: ClassVar[frozenset[str]] = frozenset()
     signed: ClassVar[frozenset[str]] = frozenset()
 
@@ -184,6 +187,7 @@ class SubModelProbe(Probe):
         for name, jackknife in found.items():
             column = jackknife.column(corrected=name in self.bias_corrected, proportion=name in self.proportions)
             column.squared = name in self.squared
+            column.share_difference = name in self.share_differences
             column.tabulated = not column.squared
             column.floor = -np.inf if name in self.signed else 0.0
             self.kept.add(name, column)

@@ -179,7 +179,10 @@ class Temperature:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseFloor:
-    """KL (nats) between two eval passes that should agree; `ratio` is the EPKL over it, None where it is 0."""
+    """KL (nats) between two eval passes that should agree; `ratio` is the EPKL over it, None where it is 0.
+
+    `flip_rate` is None in regression, where nothing is predicted that could flip.
+    """
 
     name: str
     divergence: Metric | None
@@ -189,40 +192,8 @@ class NoiseFloor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointResult:
-    """Everything measured on one checkpoint.
-
-    `stochastic` is whether train mode draws anything; `reliability` has the keys eval, sub and mean; `sub_models` is K
-    as it was run, None where there was nothing to draw. `temperature` is of the eval model, `temperature_mean` of
-    the MC mean of all passes.
-    """
-
-    name: str
-    path: str | None
-    sha256: str | None
-    n_parameters: int
-    architecture: str
-    training: dict[str, Scalar] = field(default_factory=dict)
-    strategy: str = ""
-    stochastic: bool = True
-    sub_models: int | None = None
-    sites: list[SiteRecord] = field(default_factory=list)
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    convergence: list[ConvergencePoint] = field(default_factory=list)
-    reliability: dict[str, list[ReliabilityBin]] = field(default_factory=dict)
-    site_predictions: list[SitePrediction] = field(default_factory=list)
-    attribution: list[SiteAttribution] = field(default_factory=list)
-    attribution_groups: list[GroupAttribution] = field(default_factory=list)
-    sweep: list[SweepPoint] = field(default_factory=list)
-    averaging: Averaging | None = None
-    temperature: Temperature | None = None
-    temperature_mean: Temperature | None = None
-    noise_floor: list[NoiseFloor] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Candidate minus reference on one metric, paired by example.
+    """Candidate minus reference on one metric, paired by example; both are checkpoints, or groups of them, or rates.
 
     `ratio` is candidate / reference with its own interval (None where the reference is 0 or the sign is not
     the same); `p_adjusted` is Benjamini-Hochberg over the metrics of this candidate; `effect_size` is the difference
@@ -245,6 +216,40 @@ class Comparison:
     unit: str = ""
     n: int = 0
     effect_size: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointResult:
+    """Everything measured on one checkpoint.
+
+    `stochastic` is whether train mode draws anything; `reliability` has the keys eval, sub and mean; `sub_models` is K
+    as it was run, None where there was nothing to draw. `temperature` is of the eval model, `temperature_mean` of
+    the MC mean of all passes. `sweep_change` is of measured over predicted EPKL between the lowest and the highest rate
+    of `sweep`, paired by example.
+    """
+
+    name: str
+    path: str | None
+    sha256: str | None
+    n_parameters: int
+    architecture: str
+    training: dict[str, Scalar] = field(default_factory=dict)
+    strategy: str = ""
+    stochastic: bool = True
+    sub_models: int | None = None
+    sites: list[SiteRecord] = field(default_factory=list)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    convergence: list[ConvergencePoint] = field(default_factory=list)
+    reliability: dict[str, list[ReliabilityBin]] = field(default_factory=dict)
+    site_predictions: list[SitePrediction] = field(default_factory=list)
+    attribution: list[SiteAttribution] = field(default_factory=list)
+    attribution_groups: list[GroupAttribution] = field(default_factory=list)
+    sweep: list[SweepPoint] = field(default_factory=list)
+    sweep_change: Comparison | None = None
+    averaging: Averaging | None = None
+    temperature: Temperature | None = None
+    temperature_mean: Temperature | None = None
+    noise_floor: list[NoiseFloor] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ class GaussianPairwise(ConvergingProbe):
 
     name = "pairwise_kl"
     units: ClassVar = {"epkl": "nats", "constraint_epsilon": "nats", "pairwise_mse": "target²"}
+    between = frozenset({"epkl", "pairwise_mse"})
     terms = (logit_shift, logit_shift_square)
     families = ("gaussian",)
 

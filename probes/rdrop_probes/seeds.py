@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from math import inf, isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from rdrop_probes.records import Metric
@@ -35,12 +36,33 @@ def over_seeds(
         within: what the metric can be, which its interval respects.
         level: of the interval.
     """
-    known = np.array([value for value in values if value is not None and isfinite(value)])
+    known = _known(values)
     if not len(known):
         return Metric(estimate=None, level=level, unit=unit, n=0)
     mean = float(known.mean())
-    if len(known) < 2 or np.ptp(known) <= ROUNDING * np.abs(known).max():
+    if not _spread(known):
         return Metric(estimate=mean, level=level, unit=unit, n=len(known))
     bounds = stats.ttest_1samp(known, 0).confidence_interval(level)
     low, high = max(float(bounds.low), min(within[0], mean)), min(float(bounds.high), max(within[1], mean))
     return Metric(estimate=mean, low=low, high=high, level=level, unit=unit, n=len(known))
+
+
+def bound_over_seeds(values: Sequence[float | None], *, unit: str = "", level: float = LEVEL) -> Metric:
+    """The least number that the mean over seeds stays below with confidence `level`: mean + t s / sqrt(n), one-sided.
+
+    There is none where nothing is known of the spread over seeds.
+    """
+    known = _known(values)
+    if not _spread(known):
+        return Metric(estimate=None, level=level, unit=unit, n=len(known))
+    away = float(stats.t.ppf(level, len(known) - 1)) * float(stats.sem(known))
+    return Metric(estimate=float(known.mean()) + away, level=level, unit=unit, n=len(known))
+
+
+def _known(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([value for value in values if value is not None and isfinite(value)])
+
+
+def _spread(known: NDArray[np.float64]) -> bool:
+    """Whether seeds tell how far they are spread: several that did not all come out alike."""
+    return len(known) > 1 and bool(np.ptp(known) > ROUNDING * np.abs(known).max())

@@ -75,6 +75,12 @@ class SitePlan:
         return bool(self.sites) or self.erratic or self.uncontrolled
 
     @property
+    def alike(self) -> bool:
+        """Whether all sub-models are the same network: every mask is certain, at a rate of 0 or 1."""
+        certain = all(site.rate in (0, 1) for site in self.sites.values())
+        return bool(self.sites) and certain and not (self.erratic or self.uncontrolled)
+
+    @property
     def needs_loop(self) -> str:
         """Why sub-models have to be run one at a time; empty if they need not."""
         if self.erratic:

@@ -133,11 +133,10 @@ def compare(
     spread = sample_spread(b - a, blocks, df)
     difference = float((b - a).mean()) if len(a) else None
     half = spread.half_width(level) if len(a) else None
-    proportions = ref.proportion and cand.proportion
-    if half == 0 and proportions:
-        half = _never_seen(len(a), level)
+    bound = _most_apart(ref, cand)
+    if half == 0 and isfinite(bound):
+        half = bound * _never_seen(len(a), level)
     shared = "random vectors" if vectors else "sub-models"
-    bound = 1.0 if proportions else np.inf  # no share differs by more than 1
     ratio, ratio_low, ratio_high = _ratio(a, b, (ref, cand) if shared_masks else None, level, df)
     return Comparison(
         metric=name,
@@ -181,6 +180,13 @@ def _all_alike(column: Column) -> bool:
     """Whether every row of every example hits, or none does."""
     values = column.values[column.finite]
     return bool(len(values)) and bool((values == 0).all() or (values == 1).all())
+
+
+def _most_apart(a: Column, b: Column) -> float:
+    """By how much the two can differ: shares by 1, differences of shares by 2, anything else without a bound."""
+    if a.proportion and b.proportion:
+        return 1.0
+    return 2.0 if a.share_difference and b.share_difference else np.inf
 
 
 def _fewer(a: Column, b: Column) -> float | None:
@@ -287,7 +293,10 @@ def _signed_root(x: float) -> float:
 
 
 def _never_seen(n: int, level: float) -> float:
-    """Wilson's upper bound on how often happens what did not happen in n trials: two models that never disagreed."""
+    """Wilson's upper bound on how often happens what did not happen in n trials.
+
+    Such as a right answer of one model where the other's is wrong, or a hit that dropout takes away.
+    """
     return float(stats.binomtest(0, n).proportion_ci(level, method="wilson").high)
 
 
@@ -296,17 +305,19 @@ def _interval(
 ) -> tuple[float | None, float | None]:
     values = column.values[column.finite]
     n = len(values)
-    crossed = shared_masks and column.leave_out is not None
-    if column.proportion and not crossed and np.isin(values, (0.0, 1.0)).all() and n > 1:
+    independent = not (shared_masks and column.leave_out is not None) or _all_alike(column)
+    if column.proportion and independent and np.isin(values, (0.0, 1.0)).all() and n > 1:
         wilson = stats.binomtest(int(values.sum()), n).proportion_ci(level, method="wilson")
         return float(wilson.low), float(wilson.high)
     half = column_spread(column, shared_masks=shared_masks).half_width(level)
+    if half == 0 and column.share_difference:
+        half = _never_seen(n, level)
     return (None, None) if half is None else _bounded(column, estimate, half)
 
 
 def _bounded(column: Column, estimate: float, half: float) -> tuple[float, float]:
     """Bounds within what the metric can be; an estimate below 0 is honest noise and stays in its interval."""
-    floor, ceiling = (0.0, 1.0) if column.proportion else (column.floor, np.inf)
+    floor, ceiling = column.range
     return max(estimate - half, min(floor, estimate)), min(estimate + half, max(ceiling, estimate))
 
 

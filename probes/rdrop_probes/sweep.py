@@ -14,11 +14,11 @@ from rdrop_probes.distributions import EvalBatch
 from rdrop_probes.jackknife import jackknives
 from rdrop_probes.prediction import Prediction, left_out
 from rdrop_probes.probe import Outcome, Probe
-from rdrop_probes.records import Metric, SweepPoint
+from rdrop_probes.records import Comparison, Metric, SweepPoint
 from rdrop_probes.regression import GaussianPairwise
 from rdrop_probes.settings import Settings
 from rdrop_probes.sites import SiteKey, SitePlan, label
-from rdrop_probes.statistics import metric, ratio_column
+from rdrop_probes.statistics import compare, metric, ratio_column
 from rdrop_probes.switches import Switches
 from rdrop_probes.variant_probe import VariantProbe
 from rdrop_probes.variants import Variant
@@ -28,7 +28,8 @@ class Sweep(VariantProbe):
     """EPKL with every dropout at each of the rates of `Settings.dropout`, on the same examples and mask seeds.
 
     The prediction follows from the one at the trained rates q: R_site(r) = R_site(q) [r / (1 - r)] / [q / (1 - q)].
-    Noise that is no dropout, and dropout at rate 1, stay as they are.
+    Noise that is no dropout stays as it is. Modules of rate 1 are swept as well, and leave no prediction, for they have
+    none themselves. Any other dropout of rate 1 draws nothing, so that nothing is swept.
     """
 
     name = "sweep"
@@ -66,18 +67,29 @@ class Sweep(VariantProbe):
         return Outcome(self.kept, findings={"not_swept": f"dropout rates are not swept, for {left_out(self._reasons)}"})
 
     def conclude(self, columns: Mapping[str, Column], probes: Mapping[str, Probe]) -> Outcome:
-        """A point a rate."""
+        """A point a rate, and how far measured over predicted changes from the lowest rate to the highest."""
         prediction = probes.get(Prediction.name)
-        found = self.by_variant.columns
-        points = [
-            self._point(rate, found[name], self._predicted(rate, prediction))
-            for name, rate in self._rates.items()
-            if name in found
-        ]
-        return Outcome(ColumnSet(), {"sweep": points})
+        epkl = {rate: self.by_variant.columns.get(name) for name, rate in self._rates.items()}
+        points, ratios = [], {}
+        for rate, column in epkl.items():
+            if column is None:
+                continue
+            predicted = self._predicted(rate, prediction)
+            ratio = None if predicted is None else ratio_column(column, predicted)
+            points.append(self._point(rate, column, predicted, ratio))
+            if ratio is not None:
+                ratios[rate] = ratio
+        return Outcome(ColumnSet(), {"sweep": points, "sweep_change": self._change(ratios)})
 
-    def _point(self, rate: float, epkl: Column, predicted: Column | None) -> SweepPoint:
-        ratio = None if predicted is None else ratio_column(epkl, predicted)
+    def _change(self, ratios: Mapping[float, Column]) -> Comparison | None:
+        """The ratio at the highest rate less that at the lowest, of the same examples: their intervals may overlap."""
+        if len(ratios) < 2:
+            return None
+        low, high = min(ratios), max(ratios)
+        ends = (f"rate {low:g}", ratios[low]), (f"rate {high:g}", ratios[high])
+        return compare("epkl_over_predicted", *ends, unit="", shared_masks=self.shared_masks)
+
+    def _point(self, rate: float, epkl: Column, predicted: Column | None, ratio: Column | None) -> SweepPoint:
         return SweepPoint(
             rate=rate,
             epkl=self._metric(epkl, "nats"),

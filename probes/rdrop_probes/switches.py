@@ -24,6 +24,7 @@ UNCONTROLLED = "two passes under the same masks differ"
 CHANGED = "with every site off the model is not the eval model"
 TOGETHER = "the sites of its module can only be switched off together"
 NOT_RATED = "its noise is not a mask whose rate can be changed"
+NEVER_DRAWN = "at rate 1 it draws no mask whose rate could be changed"
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ class Switches:
         """Dropout that cannot draw at another rate than its own, and why."""
         if self.unable:
             return dict.fromkeys(self.plan.sites, self.unable)
-        known = {key: site for key, site in self.plan.sites.items() if site.rate is not None and 0 < site.rate < 1}
-        return {k: NOT_RATED for k in known if k[0] not in self.neutral and not has_rate(self.modules[k[0]])}
+        fixed = {key: site.rate for key, site in self.plan.sites.items() if not has_rate(self.modules[key[0]])}
+        whole = {key: NEVER_DRAWN for key, rate in fixed.items() if rate == 1}
+        other = {key for key, rate in fixed.items() if rate is not None and 0 < rate < 1}
+        return whole | {key: NOT_RATED for key in other if key[0] not in self.neutral}
 
     def _active(self, variant: Variant) -> frozenset[SiteKey]:
         return frozenset(self.plan.sites) if variant.active is None else variant.active

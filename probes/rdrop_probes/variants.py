@@ -39,7 +39,7 @@ class Variant:
 class Drawing:
     """How a variant is run: which modules are in training mode, and which sites have to be `neutral` in them.
 
-    At a `rate` every site draws at it whose own rate lies between 0 and 1.
+    At a `rate` every dropout draws at it that has a rate of its own above 0.
     """
 
     modules: frozenset[nn.Module] = field(repr=False)
@@ -155,11 +155,14 @@ _NEUTRAL: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
 
 @contextmanager
 def rates_set(modules: Iterable[nn.Module], rate: float | None) -> Iterator[None]:
-    """Set the rate of dropout modules; on exit every rate is as it was found."""
+    """Set the rate of dropout modules that drop anything; on exit every rate is as it was found.
+
+    At rate 1 they draw nothing that could be answered at another rate, and are reached by this alone.
+    """
     found = [(module, module.p) for module in modules if isinstance(module, _DropoutNd)]
     try:
         for module, own in found:
-            module.p = rate if rate is not None and 0 < own < 1 else own
+            module.p = rate if rate is not None and own > 0 else own
         yield
     finally:
         for module, own in found:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rdrop_probes.records import Ranking, RunRecord
 from rdrop_reports.definitions import label
-from rdrop_reports.numbers import format_number, format_p, format_parts, is_number
-from rdrop_reports.outcome import outcome_of
-from rdrop_reports.select import comparison_of, measured, most_telling_with, unit_of
+from rdrop_reports.numbers import format_number, format_p, is_number
+from rdrop_reports.outcome import outcome_of, ratio_text
+from rdrop_reports.select import are_groups_compared, compared_on, measured, most_telling_with, unit_of
 from rdrop_reports.text import called, listed
 
 MOST = 4
@@ -55,24 +55,26 @@ def _is_shown(ranking: Ranking) -> bool:
 
 
 def _constraint(record: RunRecord) -> list[str]:
-    shown = most_telling_with(record, MOST, lambda c: measured(c, "constraint_epsilon"))
-    parts = [
-        f"{format_number(m.estimate)} for {called(c.name)}" for c in shown if (m := measured(c, "constraint_epsilon"))
-    ]
+    """From which epsilon on the constraint holds: over the seeds of a group where there are several groups."""
+    seeds, name = are_groups_compared(record), "constraint_epsilon"
+    subjects = record.groups if seeds else most_telling_with(record, MOST, lambda c: measured(c, name))
+    known = [(c.name, m) for c in subjects if (m := c.metrics.get(name)) is not None and is_number(m.estimate)]
+    parts = [f"{format_number(metric.estimate)} for {called(who)}" for who, metric in known[:MOST]]
     if not parts:
         return []
-    first = f"With 95% confidence the constraint, mean EPKL ≤ ε, holds from this ε on, in {unit_of(record)}"
+    whose = "mean EPKL over training seeds" if seeds else "mean EPKL"
+    first = f"With 95% confidence the constraint, {whose} ≤ ε, holds from this ε on, in {unit_of(record)}"
     return [f"{first}: {listed(parts)}."]
 
 
 def _lower(record: RunRecord, metric: str) -> str:
-    """How a metric of the candidates stands to that of the reference."""
-    parts = []
-    for checkpoint in most_telling_with(record, MOST, lambda c: measured(c, metric)):
-        found = comparison_of(record, checkpoint.name, metric)
-        if found is None or not is_number(found.ratio):
-            continue
-        outcome = _OUTCOMES.get(outcome_of(found), "no difference shown")
-        ratio = format_parts(found.ratio, found.ratio_low, found.ratio_high)
-        parts.append(f"{ratio} for {called(checkpoint.name)} ({outcome})")
-    return f"{label(metric)}, as a multiple of that of {called(record.reference)}: {listed(parts)}." if parts else ""
+    """How a metric of the candidates (of the groups, over seeds) stands to that of the reference."""
+    found = compared_on(record, metric, MOST)
+    parts = [
+        f"{ratio_text(c)} for {called(c.candidate)} ({_OUTCOMES.get(outcome_of(c), 'no difference shown')})"
+        for c in found
+    ]
+    if not parts:
+        return ""
+    seeds = " over training seeds" if are_groups_compared(record) else ""
+    return f"{label(metric)}{seeds}, as a multiple of that of {called(found[0].reference)}: {listed(parts)}."

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
+
+from rdrop_probes.records import Metric
 
 Kind = Literal["divergence", "share", "plain"]
 Direction = Literal["lower", "higher", "zero", "one", "none"]
@@ -52,6 +54,8 @@ DIRECTIONS: Mapping[str, str] = MappingProxyType(
         "none": "no better direction",
     }
 )
+
+DISTANCES = frozenset({"expectation_linearity"})
 
 _MODES = {
     "eval": ("eval model", "p = p₀"),
@@ -147,8 +151,8 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         "expectation_linearity": Definition(
             "Expectation-linearity gap", "√ mean over x of ‖E zₖ(x) − z₀(x)‖₂² on the logits z",
             "Distance between the mean logits with dropout on and those with dropout off, the inference gap: root mean "
-            "square over examples, the square estimated without bias from pairs of sub-models. Differences between "
-            "checkpoints are of the square.",
+            "square over examples, the square estimated without bias from pairs of sub-models. A negative square is "
+            "shown as 0. Differences between checkpoints are of the square.",
             "plain", "lower", MA,
         ),
         "jacobian_logits": Definition(
@@ -185,7 +189,8 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         "constraint_epsilon": Definition(
             "Constraint, smallest ε", "smallest ε for which mean EPKL ≤ ε holds with 95% confidence",
             "The R-Drop constraint as these data can vouch for it: the one-sided upper bound of the mean EPKL over new "
-            "data, put right for skewness; too low for fewer than 30 examples of which a few carry most of the EPKL.",
+            "data, put right for skewness; too low for fewer than 30 examples of which a few carry most of the EPKL. "
+            "Of a group, Student's bound of the mean over its training seeds, on these examples.",
             "divergence", "lower", R_DROP,
         ),
         "epkl_sum_of_parts": Definition(
@@ -199,7 +204,8 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         ),
         "attribution_rank_correlation": Definition(
             "Rank correlation, predicted and exact", "Spearman's ρ over sites",
-            "Whether the prediction from gradients ranks the sites as measuring them one by one does.",
+            "Whether the prediction from gradients ranks the sites as measuring them one by one does. A description "
+            "without an interval: noise pulls it to 0 where sites are close to each other.",
             "plain", "one", WEI,
         ),
         "fisher_trace": Definition(
@@ -226,6 +232,14 @@ def label(metric: str) -> str:
 def is_share(metric: str) -> bool:
     """Whether the metric is a share, shown as a percentage."""
     return metric in DEFINITIONS and DEFINITIONS[metric].kind == "share"
+
+
+def as_shown(metric: str, found: Metric) -> Metric:
+    """What tables show of it: distances end at 0, below which the signed root of an unbiased square may lie."""
+    if metric not in DISTANCES:
+        return found
+    estimate, low, high = (None if x is None else max(x, 0.0) for x in (found.estimate, found.low, found.high))
+    return replace(found, estimate=estimate, low=low, high=high)
 
 
 def unit_text(metric: str, unit: str) -> str:

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from rdrop_probes.records import Comparison, GroupResult, RunRecord
 from rdrop_reports.comparison_tables import comparison_table
-from rdrop_reports.definitions import is_share
 from rdrop_reports.figures.groups import in_order, seeds_of
-from rdrop_reports.html_tables import MOST_COLUMNS, Cell, Table, estimate_cell, metric_head
+from rdrop_reports.html_tables import MOST_COLUMNS, Cell, Table, metric_cell, metric_head
 from rdrop_reports.numbers import format_number, is_number
 from rdrop_reports.text import called, elide
 
@@ -52,7 +51,7 @@ def _effect(found: Comparison) -> Cell:
 
 
 def _mean(group: GroupResult, name: str) -> Cell:
-    return estimate_cell(group.metrics.get(name), percent=is_share(name))
+    return metric_cell(name, group.metrics.get(name))
 
 
 def _head(record: RunRecord, group: GroupResult) -> Cell:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rdrop_probes.records import Comparison, GroupResult, RunRecord
-from rdrop_reports.numbers import format_estimate, format_level, format_p, format_parts, format_points, is_number
-from rdrop_reports.outcome import Outcome, Verdict, outcome_of
+from rdrop_reports.context import context
+from rdrop_reports.numbers import format_level, format_p, format_parts, is_number
+from rdrop_reports.outcome import Outcome, Verdict, format_beside, outcome_of, ratio_text, why_not
 from rdrop_reports.select import unit_of
 from rdrop_reports.text import called, listed
 
@@ -24,10 +25,9 @@ def group_caveats(record: RunRecord) -> list[str]:
     if not group_verdicts(record):
         return []
     single = [called(group.name) for group in record.groups if _seeds(group) == 1]
-    notes = [
-        f"Groups are compared over training seeds ({_counts(record)}), all on these examples: the intervals cover new "
-        "training runs, not new data."
-    ]
+    known = any(is_number(comparison.low) for comparison in record.group_comparisons)
+    what = ": the intervals cover new training runs, not new data" if known else ""
+    notes = [f"Groups are compared over training seeds ({_counts(record)}), all on these examples{what}."]
     if single:
         whose = f"{listed(single[:MOST_COUNTED])}{' and others' if len(single) > MOST_COUNTED else ''}"
         notes.append(f"One training seed says nothing of other training runs: nothing is tested of {whose} as a group.")
@@ -66,9 +66,8 @@ def _verdict(record: RunRecord, reference: GroupResult, group: GroupResult) -> V
         "less consistent": f"{ours} is less consistent than {theirs} across training seeds",
     }.get(outcome, f"No difference in consistency is shown between {ours} and {theirs} across training seeds")
     numbers = _numbers(record, reference, group, found)
-    return Verdict(
-        group.name, outcome, f"{claim}: {numbers}{_why_not(reference, group, found)}.", _context(record, group.name)
-    )
+    sentence = f"{claim}: {numbers}{_why_not(reference, group, found)}."
+    return Verdict(group.name, outcome, sentence, context(record.group_comparisons, group.name))
 
 
 def _comparison(record: RunRecord, group: str, metric: str) -> Comparison | None:
@@ -77,13 +76,13 @@ def _comparison(record: RunRecord, group: str, metric: str) -> Comparison | None
 
 def _numbers(record: RunRecord, reference: GroupResult, group: GroupResult, found: Comparison) -> str:
     """Mean EPKL of both with their seeds, difference, ratio, effect size and p-value."""
-    ours, theirs = (format_estimate(g.metrics.get("epkl")).split(" ")[0] for g in (group, reference))
+    ours, theirs = format_beside([g.metrics.get("epkl") for g in (group, reference)], found)
     difference = format_parts(found.difference, found.low, found.high)
     level = f" ({format_level(found.level)} interval over seeds)" if difference.interval else ""
     means = f"its mean EPKL over {_count(group)} is {ours} {unit_of(record)} against {theirs} over {_seeds(reference)}"
     text = f"{means}, a difference of {difference}{level}"
     if is_number(found.ratio):
-        text += f" and a ratio of {format_parts(found.ratio, found.ratio_low, found.ratio_high)}"
+        text += f" and a ratio of {ratio_text(found)}"
     if is_number(found.effect_size):
         text += f"; effect size {format_parts(found.effect_size).estimate}"
     return f"{text}; adjusted {format_p(found.p_adjusted)}" if is_number(found.p_adjusted) else text
@@ -93,21 +92,4 @@ def _why_not(reference: GroupResult, group: GroupResult, found: Comparison) -> s
     """Why no difference is shown, where none is."""
     if min(_seeds(reference), _seeds(group)) < 2:
         return "; with one training seed in an arm this may be the seed's doing"
-    if not (is_number(found.low) and is_number(found.high)):
-        return "; without an interval nothing can be concluded"
-    if found.low <= 0 <= found.high:
-        return "; the interval includes 0"
-    return "; not once adjusted for the metrics tested" if outcome_of(found) == "no difference shown" else ""
-
-
-def _context(record: RunRecord, group: str) -> str:
-    """What the consistency comes with."""
-    found = _comparison(record, group, "accuracy_eval")
-    if found is None or not is_number(found.difference):
-        return ""
-    numbers = f"{format_points(found.difference, found.low, found.high)} percentage points"
-    if not (is_number(found.low) and is_number(found.high)):
-        return f"Its eval accuracy differs by {numbers}."
-    if found.low <= 0 <= found.high:
-        return f"No difference in eval accuracy is shown ({numbers})."
-    return f"Its eval accuracy is {'higher' if found.difference > 0 else 'lower'} ({numbers})."
+    return why_not(found)

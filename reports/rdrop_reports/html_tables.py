@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rdrop_probes.records import CheckpointResult, Metric, RunRecord, SitePrediction, SiteRecord
-from rdrop_reports.definitions import DEFINITIONS, is_share, label, unit_text
+from rdrop_reports.definitions import DEFINITIONS, as_shown, is_share, label, unit_text
 from rdrop_reports.numbers import MISSING, format_count, format_number, format_parts, is_number
 from rdrop_reports.select import any_measured, in_order, measured, most_telling_with, place_of
 from rdrop_reports.text import elide
@@ -48,7 +48,8 @@ def metric_table(record: RunRecord, metrics: Sequence[str], caption: str) -> Tab
     if not names:
         return None
     checkpoints = in_order(record)
-    grid = [[metric_head(record, name), *(_estimate(c.metrics.get(name), name) for c in checkpoints)] for name in names]
+    cells = {name: [metric_cell(name, c.metrics.get(name)) for c in checkpoints] for name in names}
+    grid = [[metric_head(record, name), *row] for name, row in cells.items()]
     full = [[Cell("Metric"), *(checkpoint_head(record, c) for c in checkpoints)], *grid]
     if len(checkpoints) > MOST_COLUMNS:
         full = [list(row) for row in zip(*full, strict=True)]
@@ -68,7 +69,7 @@ def scores_table(record: RunRecord, scores: Mapping[str, str], modes: Mapping[st
         [
             Cell(title, metric_head(record, f"{score}_{next(iter(modes))}").note, f"{score}_{next(iter(modes))}"),
             checkpoint_head(record, checkpoint),
-            *(_estimate(checkpoint.metrics.get(f"{score}_{mode}"), f"{score}_{mode}") for mode in modes),
+            *(metric_cell(f"{score}_{mode}", checkpoint.metrics.get(f"{score}_{mode}")) for mode in modes),
         ]
         for score, title in scores.items()
         for checkpoint in in_order(record)
@@ -142,14 +143,15 @@ def estimate_cell(metric: Metric | None, *, percent: bool = False) -> Cell:
     return Cell(parts.estimate, parts.interval, sort=metric.estimate)
 
 
+def metric_cell(name: str, metric: Metric | None) -> Cell:
+    """A metric's estimate with its interval, as it is shown."""
+    return Cell(MISSING) if metric is None else estimate_cell(as_shown(name, metric), percent=is_share(name))
+
+
 def of_some(record: RunRecord, shown: Sequence[CheckpointResult], part: str) -> str:
     """What to add to a caption where `part` of more checkpoints was measured than are shown."""
     count = sum(bool(getattr(checkpoint, part)) for checkpoint in record.checkpoints)
     return f", {len(shown)} of {count} checkpoints" if count > len(shown) else ""
-
-
-def _estimate(metric: Metric | None, name: str) -> Cell:
-    return estimate_cell(metric, percent=is_share(name))
 
 
 def _site_rows(record: RunRecord, checkpoint: CheckpointResult) -> list[list[Cell]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, TypeGuard
 
 from rdrop_probes.records import Metric
@@ -59,6 +60,21 @@ def format_parts(
 def format_number(value: float | None, *, percent: bool = False) -> str:
     """A number without an interval, to three significant digits."""
     return format_parts(value, percent=percent).estimate
+
+
+def last_place(estimate: float | None, low: float | None, high: float | None) -> int:
+    """The power of ten of the last digit that :func:`format_parts` shows of an estimate and its interval."""
+    if not is_number(estimate):
+        return 0
+    half_width = (high - low) / 2 if is_number(low) and is_number(high) else None
+    exponent, decimals = _layout([x for x in (estimate, low, high) if is_number(x)], half_width, False)
+    return exponent - decimals
+
+
+def format_to(values: Sequence[float | None], place: int) -> list[str]:
+    """Numbers down to one power of ten, with a common exponent."""
+    exponent, _ = _layout([x for x in values if is_number(x)] or [0.0], None, False)
+    return [_show(x, exponent, max(0, exponent - place), False) if is_number(x) else MISSING for x in values]
 
 
 def format_points(difference: float, low: float | None, high: float | None) -> Parts:

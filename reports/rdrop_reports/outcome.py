@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rdrop_probes.records import Comparison
-from rdrop_reports.numbers import is_number
+from rdrop_probes.records import Comparison, Metric
+from rdrop_reports.numbers import format_parts, format_to, is_number, last_place
 
 Outcome = Literal[
     "more consistent",
@@ -35,6 +36,36 @@ def outcome_of(comparison: Comparison) -> Outcome:
     if not (is_number(low) and is_number(high)) or low <= 0 <= high or p_disagrees(comparison):
         return "no difference shown"
     return "more consistent" if high < 0 else "less consistent"
+
+
+def why_not(comparison: Comparison) -> str:
+    """Why no difference is shown, where none is."""
+    low, high = comparison.low, comparison.high
+    if not (is_number(low) and is_number(high)):
+        return "; without an interval nothing can be concluded"
+    if low <= 0 <= high:
+        return "; the interval includes 0"
+    if p_disagrees(comparison):
+        return "; the interval excludes 0, but not once adjusted for the number of metrics tested"
+    return ""
+
+
+def format_beside(compared: Sequence[Metric | None], comparison: Comparison) -> list[str]:
+    """Estimates that are compared, with as many decimals as their difference, so that this can be read off them."""
+    estimates = [None if metric is None else metric.estimate for metric in compared]
+    return format_to(estimates, last_place(comparison.difference, comparison.low, comparison.high))
+
+
+def ratio_text(comparison: Comparison) -> str:
+    """The ratio with its interval; without it where it includes 1 and a difference is shown, which it tells worse.
+
+    The two are computed apart, on the scale of the metric and on that of its logarithm, and can disagree at the edge.
+    """
+    low, high = comparison.ratio_low, comparison.ratio_high
+    includes_1 = is_number(low) and is_number(high) and low <= 1 <= high
+    if includes_1 and outcome_of(comparison) != "no difference shown":
+        low = high = None
+    return str(format_parts(comparison.ratio, low, high))
 
 
 def p_disagrees(comparison: Comparison) -> bool:

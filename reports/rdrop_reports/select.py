@@ -38,6 +38,21 @@ def comparison_of(record: RunRecord, candidate: str, metric: str) -> Comparison 
     return next((c for c in record.comparisons if c.candidate == candidate and c.metric == metric), None)
 
 
+def are_groups_compared(record: RunRecord) -> bool:
+    """Whether what is said of candidates is said of groups of training seeds."""
+    return len(record.groups) > 1
+
+
+def compared_on(record: RunRecord, metric: str, limit: int) -> list[Comparison]:
+    """Comparisons on one metric that have a ratio: of groups where there are several, else of telling checkpoints."""
+    if are_groups_compared(record):
+        found = [c for c in record.group_comparisons if c.metric == metric]
+    else:
+        shown = most_telling_with(record, limit, lambda c: measured(c, metric))
+        found = [one for c in shown if (one := comparison_of(record, c.name, metric)) is not None]
+    return [comparison for comparison in found if is_number(comparison.ratio)][:limit]
+
+
 def measured(checkpoint: CheckpointResult, metric: str) -> Metric | None:
     """The metric where it has a finite estimate, or None."""
     found = checkpoint.metrics.get(metric)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from rdrop_probes.records import CheckpointResult, Comparison, RunRecord
+from rdrop_reports.context import context
 from rdrop_reports.group_verdict import group_caveats, group_verdicts
 from rdrop_reports.numbers import (
     format_count,
@@ -12,10 +13,9 @@ from rdrop_reports.numbers import (
     format_level,
     format_p,
     format_parts,
-    format_points,
     is_number,
 )
-from rdrop_reports.outcome import Verdict, outcome_of, p_disagrees
+from rdrop_reports.outcome import Verdict, format_beside, outcome_of, ratio_text, why_not
 from rdrop_reports.select import checkpoint_named, comparison_of, most_telling, short_unit, unit_of
 from rdrop_reports.text import called
 
@@ -91,9 +91,26 @@ def _headline_of_one(record: RunRecord, verdict: Verdict) -> str:
         "no difference shown": f"No difference in consistency is shown between {name} and {reference}.",
         "not measured": f"The consistency of {name} was not measured.",
         "not compared": f"{name} was measured, and not compared with {reference}.",
-        "own consistency": f"The sub-models of {name} diverge by {_epkl(record, verdict.candidate)} (EPKL).",
+        "own consistency": _own_headline(record, verdict.candidate),
         "no dropout": f"{name} draws no dropout.",
     }[verdict.outcome]
+
+
+def _own_headline(record: RunRecord, name: str) -> str:
+    found = checkpoint_named(record, name)
+    if found is not None and (text := _alike(found)):
+        return text
+    return f"The sub-models of {called(name)} diverge by {_epkl(record, name)} (EPKL)."
+
+
+def _alike(checkpoint: CheckpointResult) -> str:
+    """Said where no mask is random: a model whose dropout is all at rate 1; empty where some is."""
+    epkl, to_eval = (checkpoint.metrics.get(name) for name in ("epkl", "kl_sub_to_eval"))
+    if not checkpoint.sites or any(site.rate not in (0, 1) for site in checkpoint.sites) or not epkl or epkl.estimate:
+        return ""
+    differ = to_eval is not None and is_number(to_eval.estimate) and to_eval.estimate > 0
+    end = ", though they differ from the eval model" if differ else ""
+    return f"All sub-models of {called(checkpoint.name)} are alike{end}."
 
 
 def _epkl(record: RunRecord, name: str) -> str:
@@ -112,6 +129,8 @@ def _own(record: RunRecord, checkpoint: CheckpointResult) -> Verdict:
     epkl = checkpoint.metrics.get("epkl")
     if epkl is None or not is_number(epkl.estimate):
         return Verdict(name, "not measured", f"The EPKL of {shown} was not measured.")
+    if text := _alike(checkpoint):
+        return Verdict(name, "own consistency", f"{text[:-1]}: every dropout is at rate 0 or 1.", _flips(checkpoint))
     interval = f" ({format_level(epkl.level)} interval)" if is_number(epkl.low) else " (no interval)"
     sentence = f"The EPKL of {shown} is {format_estimate(epkl)} {unit_of(record)}{interval}."
     return Verdict(name, "own consistency", sentence, _flips(checkpoint))
@@ -152,51 +171,16 @@ def _compared(record: RunRecord, reference: CheckpointResult, candidate: Checkpo
         "less consistent": f"{ours} is less consistent than {theirs}",
     }.get(outcome, f"No difference in consistency is shown between {ours} and {theirs}")
     numbers = _numbers(record, reference, candidate, found)
-    return Verdict(name, outcome, f"{claim}: {numbers}{_why_not(found)}.", _context(record, name))
+    parts = (_alike(candidate), context(record.comparisons, name))
+    return Verdict(name, outcome, f"{claim}: {numbers}{why_not(found)}.", " ".join(filter(None, parts)))
 
 
 def _numbers(record: RunRecord, reference: CheckpointResult, candidate: CheckpointResult, found: Comparison) -> str:
     """EPKL of both, difference, ratio and adjusted p-value."""
-    ours, theirs = (format_estimate(c.metrics.get("epkl")).split(" ")[0] for c in (candidate, reference))
+    ours, theirs = format_beside([c.metrics.get("epkl") for c in (candidate, reference)], found)
     difference = format_parts(found.difference, found.low, found.high)
     level = f" ({format_level(found.level)} interval)" if difference.interval else " (no interval)"
     text = f"its EPKL is {ours} {unit_of(record)} against {theirs}, a difference of {difference}{level}"
     if is_number(found.ratio):
-        text += f" and a ratio of {format_parts(found.ratio, found.ratio_low, found.ratio_high)}"
+        text += f" and a ratio of {ratio_text(found)}"
     return f"{text}; adjusted {format_p(found.p_adjusted)}" if is_number(found.p_adjusted) else text
-
-
-def _why_not(comparison: Comparison) -> str:
-    """Why no difference is shown, where none is."""
-    low, high = comparison.low, comparison.high
-    if not (is_number(low) and is_number(high)):
-        return "; without an interval nothing can be concluded"
-    if low <= 0 <= high:
-        return "; the interval includes 0"
-    if p_disagrees(comparison):
-        return "; the interval excludes 0, but not once adjusted for the number of metrics tested"
-    return ""
-
-
-def _context(record: RunRecord, candidate: str) -> str:
-    """What the consistency comes with: a model that ignores its input is perfectly consistent."""
-    for metric, called_so, shown, unit in _SCORES:
-        found = comparison_of(record, candidate, metric)
-        if found is not None and is_number(found.difference):
-            return _score(found, called_so, f"{shown(found.difference, found.low, found.high)}{unit}")
-    return ""
-
-
-def _score(found: Comparison, called_so: str, numbers: str) -> str:
-    """Whether a score differs, and which way."""
-    if not (is_number(found.low) and is_number(found.high)):
-        return f"Its {called_so} differs by {numbers}."
-    if found.low <= 0 <= found.high:
-        return f"No difference in {called_so} is shown ({numbers})."
-    return f"Its {called_so} is {'higher' if (found.difference or 0) > 0 else 'lower'} ({numbers})."
-
-
-_SCORES = (
-    ("accuracy_eval", "eval accuracy", format_points, " percentage points"),
-    ("mse_eval", "squared error", format_parts, ""),
-)

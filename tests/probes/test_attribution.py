@@ -30,6 +30,7 @@ from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.passes import Passes
 from rdrop_probes.prediction import Prediction
 from rdrop_probes.rank_agreement import rank_agreement
+from rdrop_probes.records import Metric
 from rdrop_probes.settings import Settings
 from rdrop_probes.sites import label
 from rdrop_probes.state import flags, preserved
@@ -403,20 +404,22 @@ def columns(means: Any, spread: float, rng: Any) -> list[Column]:
     return [Column(mean + spread * rng.standard_normal(200)) for mean in means]
 
 
-def test_rank_agreement_of_means_with_a_bootstrap_over_examples():
+def test_rank_agreement_is_of_means_and_has_no_interval():
     rng = np.random.default_rng(0)
     exact = columns((5, 1, 4, 2), 0.1, rng)
     predicted = columns((10, 4, 8, 2), 0.1, rng)
-    found = rank_agreement(list(zip(exact, predicted, strict=True)), shared_masks=False)
-    assert (found.estimate, found.low, found.high, found.n) == (pytest.approx(0.8), *[pytest.approx(0.8)] * 2, 4)
-    unsure = list(zip(columns((5, 1, 4, 2), 30, rng), predicted, strict=True))
-    wide = rank_agreement(unsure, shared_masks=False)
-    assert wide.low < wide.estimate
-    assert wide.high - wide.low > 0.5
-    assert rank_agreement(unsure, shared_masks=True).low is None
-    assert rank_agreement(unsure[:2], shared_masks=False) is None
-    alike = [(column, Column(np.ones(200))) for column in exact]
-    assert rank_agreement(alike, shared_masks=False).estimate is None
+    pairs = list(zip(exact, predicted, strict=True))
+    assert rank_agreement(pairs) == Metric(estimate=pytest.approx(0.8), n=4)
+    assert rank_agreement(pairs[:2]) is None
+    assert rank_agreement([(column, Column(np.ones(200))) for column in exact]).estimate is None
+
+
+def test_noise_pulls_the_rank_agreement_of_close_sites_to_0():
+    """Why it has no interval: none around the estimate would cover the true correlation, which is 1 here."""
+    rng, repeats, means = np.random.default_rng(1), 300, (1.0, 1.01, 1.02, 1.03)
+    noisy = [zip(columns(means, 1, rng), columns(means, 0, rng), strict=True) for _ in range(repeats)]
+    estimates = np.array([rank_agreement(list(pairs)).estimate for pairs in noisy])
+    assert (1 - estimates.mean()) / (estimates.std(ddof=1) / np.sqrt(repeats)) > 6
 
 
 def test_rank_correlation_is_between_exact_and_predicted_sites():

@@ -136,6 +136,7 @@ def test_likelihood_and_accuracy_are_scikit_learns_without_ignored_positions(col
         assert np.isnan(values).tolist() == (~KEPT).tolist()
         assert np.nanmean(values) == pytest.approx(value, rel=1e-9)  # float64 rounding
     assert expected["accuracy_gap"] != 0
+    assert columns["accuracy_gap"].range == (-1.0, 1.0)
 
 
 def test_without_labels_only_what_needs_none_is_reported(summed, logits):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from math import sqrt
 
@@ -10,7 +11,7 @@ from scipy import stats
 from rdrop_probes.groups import NO_TEST, PAIRED, WELCH, Arm, compare_arms, group_result, hedges_g
 from rdrop_probes.rankings import rankings, spearman
 from rdrop_probes.records import CheckpointResult, Metric
-from rdrop_probes.seeds import over_seeds
+from rdrop_probes.seeds import bound_over_seeds, over_seeds
 
 
 def checkpoint(name: str, **estimates: float | None) -> CheckpointResult:
@@ -55,6 +56,35 @@ def test_groups_have_every_metric_over_their_seeds():
     assert found.metrics["epkl"].low == 0.0
 
 
+@pytest.mark.parametrize(("within", "most"), [((0.0, 1.0), 1.0), ((-1.0, 1.0), 2.0), ((0.0, np.inf), np.inf)])
+@pytest.mark.parametrize("seeds", [None, [0, 1]])
+def test_a_difference_over_seeds_is_within_what_the_metric_can_be(within, most, seeds):
+    arms = [replace(arm("a", values, seeds), ranges={"epkl": within}) for values in ([0.1, 0.9], [0.95, 0.2])]
+    (found,) = compare_arms(*arms)
+    free = compare_arms(*(replace(one, ranges={}) for one in arms))[0]
+    assert free.low < -2 < 2 < free.high
+    assert (found.low, found.high) == (max(free.low, -most), min(free.high, most))
+
+
+def test_the_constraint_of_a_group_is_the_bound_of_its_mean_over_seeds_and_is_not_compared():
+    members = [checkpoint(f"m{i}", epkl=x, constraint_epsilon=2 * x) for i, x in enumerate((0.1, 0.2, 0.4))]
+    values = np.array([0.1, 0.2, 0.4])
+    whole, alone = Arm("all", members, [0, 1, 2]), Arm("one", members[:1], [0])
+    found = group_result(whole).metrics["constraint_epsilon"]
+    bound = values.mean() + stats.t.ppf(0.95, 2) * values.std(ddof=1) / sqrt(3)
+    assert (found.estimate, found.low, found.high) == (pytest.approx(bound), None, None)
+    assert (found.unit, found.n) == ("nats", 3)
+    assert group_result(alone).metrics["constraint_epsilon"].estimate is None
+    assert group_result(Arm("alike", [members[0]] * 3, [0, 1, 2])).metrics["constraint_epsilon"].estimate is None
+    assert [c.metric for c in compare_arms(whole, alone)] == ["epkl"]
+
+
+def test_the_bound_of_the_mean_over_seeds_holds_as_often_as_it_says():
+    rng, repeats, n = np.random.default_rng(7), 4000, 3
+    hits = sum((bound_over_seeds(rng.normal(2, 1, n).tolist()).estimate or 0) >= 2 for _ in range(repeats))
+    assert abs(hits / repeats - 0.95) / sqrt(0.95 * 0.05 / repeats) < 4
+
+
 def test_arms_of_the_same_seeds_are_paired_in_whatever_order():
     rng = np.random.default_rng(1)
     a, b = rng.normal(2, 1, 4), rng.normal(1, 1, 4)
@@ -97,11 +127,14 @@ def test_the_ratio_has_the_interval_of_the_delta_method(paired):
     )
 
 
-@pytest.mark.parametrize(("a", "b"), [([0.2], [0.1, 0.3]), ([0.2, 0.2], [0.1, 0.1]), ([0.2], [0.1])])
+@pytest.mark.parametrize(
+    ("a", "b"), [([0.2], [0.1, 0.3]), ([0.2] * 2, [0.1] * 2), ([0.2], [0.1]), ([0.97] * 3, [0.96, 0.97, 0.98])]
+)
 def test_nothing_is_tested_where_the_spread_of_seeds_is_not_known(a, b):
     (found,) = compare_arms(arm("a", a), arm("b", b))
     assert found.test == NO_TEST
-    assert found.low is found.high is found.p_value is found.p_adjusted is found.ratio_low is found.effect_size is None
+    assert found.low is found.high is found.p_value is found.p_adjusted is found.ratio_low is None
+    assert (found.effect_size is None) == (len(a) < 3)
     assert found.difference == pytest.approx(np.mean(b) - np.mean(a))
 
 
@@ -116,6 +149,19 @@ def test_p_values_are_adjusted_over_the_metrics_that_both_have_in_one_unit():
     other = Arm("z", [CheckpointResult(name="z", path=None, sha256=None, n_parameters=1, architecture="",
                                        metrics={"a": Metric(estimate=1.0, unit="bits")})], [None])  # fmt: skip
     assert compare_arms(Arm("x", members[0], [None] * 3), other) == []
+
+
+def test_what_depends_on_the_number_of_sub_models_is_not_compared_over_seeds_that_differ_in_it():
+    def counted(name: str, counts: list[int | None]) -> Arm:
+        members = [replace(checkpoint(name, epkl=0.1 * i, nll_mean=0.2 * i), sub_models=k)
+                   for i, k in enumerate(counts)]  # fmt: skip
+        return Arm(name, members, [None] * len(members))
+
+    def compared(ours: list[int | None], theirs: list[int | None]) -> list[str]:
+        return [c.metric for c in compare_arms(counted("a", ours), counted("b", theirs))]
+
+    assert compared([8, 8], [8, None]) == ["epkl", "nll_mean"]
+    assert compared([8, 8], [16, 16]) == compared([8, 16], [8, 16]) == ["epkl"]
 
 
 def test_hedges_g_is_unbiased_where_cohens_d_is_not():

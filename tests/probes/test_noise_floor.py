@@ -186,6 +186,7 @@ def test_regression_has_a_floor_too():
         own = model.eval()(x).double()
     expected = (0.01 * own).square().sum(-1).mean().item() / 4
     assert floors(found)[COMPILED].divergence.estimate == pytest.approx(expected, rel=1e-3)
+    assert {line.flip_rate for line in floors(found).values()} == {None}
     ratio = found.columns["epkl"].values.mean() / expected
     assert floors(found)[COMPILED].ratio == pytest.approx(ratio, rel=1e-3)
 

@@ -253,6 +253,32 @@ def test_two_models_that_never_disagreed_on_a_few_examples_may_still_disagree():
     assert found.p_value == 1
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_share_that_no_example_departs_from_has_wilsons_interval_whatever_the_masks(shared, value):
+    values = np.full(40, value)
+    found = metric(Column(values, np.zeros(40), 40 * np.full(8, value), 40, proportion=True), unit="",
+                   shared_masks=shared)  # fmt: skip
+    wilson = stats.binomtest(int(values.sum()), 40).proportion_ci(0.95, method="wilson")
+    assert (found.estimate, found.low, found.high) == (value, wilson.low, wilson.high)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gap_between_shares_that_no_example_shows_may_still_be_there(shared):
+    column = Column(np.zeros(4), np.zeros(4), np.zeros(8), 4, share_difference=True)
+    z = stats.norm.ppf(0.975)
+    bound = z**2 / (4 + z**2)  # Wilson's bound for 0 of 4
+    found = metric(column, unit="", shared_masks=shared)
+    assert (found.estimate, found.low, found.high) == (0, pytest.approx(-bound), pytest.approx(bound))
+    versus = compared(None, None, ref=column, cand=column, shared=shared)
+    assert (versus.low, versus.high) == pytest.approx((-2 * bound, 2 * bound))
+
+
+def test_a_gap_between_shares_is_between_minus_1_and_1():
+    found = metric(Column(np.array([1.0, 1.0, 0.0]), share_difference=True), unit="", shared_masks=False)
+    assert (found.low, found.high) == (pytest.approx(2 / 3 - stats.t.ppf(0.975, 2) / 3), 1.0)
+
+
 def test_a_difference_that_is_the_same_but_for_rounding_has_no_spread(rng):
     a = rng.normal(size=50)
     found = compared(a, a + 0.1)

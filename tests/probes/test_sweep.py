@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name it goes by
+from scipy import stats
 from torch import Tensor, nn
 
 from rdrop_probes import registry
@@ -127,6 +128,32 @@ def test_points_are_those_of_models_that_are_built_with_the_rate(name):
         assert (point.ratio.estimate, point.ratio.low) == pytest.approx((ratio.estimate, ratio.low), rel=1e-7)
 
 
+@pytest.mark.parametrize("masks", ["per-example", "shared"])
+def test_the_change_from_the_lowest_to_the_highest_rate_is_paired_by_example(masks):
+    """Against the ratio with one example left out (jackknife), of which the linearised one is the first order."""
+    model, x = MODELS["module"](0.2).double(), torch.randn(60, 5, dtype=torch.float64)
+    kept = KeptColumns.of(model, x, dropout=(0.6, 0.05), masks=masks, probes=[PairwiseKL, Prediction, KeptColumns])
+    change = KeptColumns.concluded["sweep_change"]
+    assert (change.reference, change.candidate) == ("rate 0.05", "rate 0.6")
+    low, high = (point.ratio for point in KeptColumns.concluded["sweep"][::-1])
+    assert change.difference == pytest.approx(high.estimate - low.estimate)
+    columns = {rate: kept[f"rate {rate}"].values for rate in (0.05, 0.6)}
+    predicted = {rate: run(rebuilt("module", model, rate), x, [Prediction]).columns["predicted_epkl"].values
+                 for rate in columns}  # fmt: skip
+
+    def difference(keep: Any) -> float:
+        return float(np.diff([columns[rate][keep].mean() / predicted[rate][keep].mean() for rate in columns])[0])
+
+    without = np.array([difference(np.arange(60) != i) for i in range(60)])
+    error = np.sqrt(59 / 60 * ((without - without.mean()) ** 2).sum())
+    if masks == "per-example":
+        half = stats.t.ppf(0.975, 59) * error
+        assert (change.high - change.low) / 2 == pytest.approx(half, rel=0.1)  # second order is some percent here
+    else:
+        assert (change.high - change.low) / 2 > stats.t.ppf(0.975, 59) * error * 0.9
+    assert run(model, x, dropout=(0.3,)).tables["sweep_change"] is None
+
+
 @pytest.mark.parametrize("strategy", ["loop", "vmap", "fold"])
 def test_at_its_own_rate_a_model_is_what_it_is(strategy):
     model, x = MODELS["functional"](0.2).double(), torch.randn(N, 5, dtype=torch.float64)
@@ -154,14 +181,17 @@ class KeptColumns(Sweep):
     """Shows what is kept of each rate."""
 
     columns: ClassVar[dict[str, Any]] = {}
+    concluded: ClassVar[dict[str, Any]] = {}
 
     def conclude(self, columns: Any, probes: Any) -> Any:
+        found = super().conclude(columns, probes)
         self.columns.update(self.by_variant.columns)
-        return super().conclude(columns, probes)
+        self.concluded.update(found.tables)
+        return found
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, **options: Any) -> dict[str, Any]:
-        run(model, x, [cls], **options)
+    def of(cls, model: nn.Module, x: Tensor, probes: Any = None, **options: Any) -> dict[str, Any]:
+        run(model, x, [cls] if probes is None else probes, **options)
         return cls.columns
 
 
@@ -182,22 +212,25 @@ def test_sites_at_different_rates_are_predicted_each_by_its_own():
     assert point.epkl.estimate == pytest.approx(float(np.mean(other.columns["epkl"].values)))
 
 
-def test_dropout_at_rate_1_and_other_noise_stay_as_they_are():
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "fold"])
+def test_dropout_at_rate_1_is_swept_and_other_noise_stays_as_it_is(strategy):
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.gone, self.drop, self.noise, self.head = nn.Dropout(1.0), nn.Dropout(0.2), Noise(), nn.Linear(5, C)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.noise(self.gone(torch.tanh(x)) + self.drop(x)))
+            x = self.noise(x)  # sites have their masks by their order, and those that draw nothing come last
+            return self.head(self.drop(x) + self.gone(torch.tanh(x)))
 
     class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + 0.1 * torch.randn_like(x) if self.training else x
 
     model, x = Mixed().double(), torch.randn(N, 5, dtype=torch.float64)
-    (point,) = run(model, x, dropout=(0.4,)).tables["sweep"]
-    model.drop.p = 0.4
+    (point,) = run(model, x, dropout=(0.4,), strategy=strategy).tables["sweep"]
+    assert (model.gone.p, model.drop.p) == (1.0, 0.2)
+    model.gone.p = model.drop.p = 0.4
     expected = run(model, x, [PairwiseKL])
     assert point.epkl.estimate == pytest.approx(float(np.mean(expected.columns["epkl"].values)))
     assert point.predicted is None
@@ -213,6 +246,22 @@ def test_dropout_whose_rate_cannot_be_changed_is_said_and_nothing_swept():
     assert found.plan.sites["", 0].rate == 0.3
     assert found.tables["sweep"] == []
     assert "its noise is not a mask whose rate can be changed" in found.findings["not_swept"]
+
+
+def test_a_model_whose_only_dropout_is_at_rate_1_is_swept():
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.Dropout(1.0), nn.Linear(8, C)).double(), torch.randn(N, 5).double()
+    found = run(model, x, dropout=(0.1, 0.3)).tables["sweep"]
+    for point in found:
+        model[1].p = point.rate
+        expected = run(model, x, [PairwiseKL]).columns["epkl"].values
+        assert point.epkl.estimate == pytest.approx(float(expected.mean()))
+        assert point.epkl.estimate > 1e-6
+
+
+def test_dropout_at_rate_1_that_is_no_module_is_said_and_nothing_swept():
+    found = run(MODELS["functional"](1.0), torch.randn(N, 5), dropout=RATES)
+    assert found.tables["sweep"] == []
+    assert "at rate 1 it draws no mask whose rate could be changed" in found.findings["not_swept"]
 
 
 def test_without_dropout_there_is_nothing_to_sweep():

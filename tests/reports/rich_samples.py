@@ -76,6 +76,7 @@ def enriched(checkpoint: CheckpointResult, layers: int, rng: Any) -> CheckpointR
         attribution=[*attribution, unknown],
         attribution_groups=groups_of(places, only, predicted, whole, rng),
         sweep=sweep(whole, rng),
+        sweep_change=sweep_change(0.7, 0.6, 0.8),
         averaging=averaging(checkpoint, rng),
         temperature=temperature(checkpoint.metrics["nll_eval"], rng),
         temperature_mean=temperature(checkpoint.metrics["nll_mean"], rng),
@@ -123,6 +124,14 @@ def sweep(whole: float, rng: Any) -> list[SweepPoint]:
             )
         )  # fmt: skip
     return points
+
+
+def sweep_change(difference: float, low: float, high: float) -> Comparison:
+    return Comparison(
+        metric="epkl_over_predicted", reference=f"rate {RATES[0]:g}", candidate=f"rate {RATES[-1]:g}",
+        difference=difference, low=low, high=high, ratio=None, ratio_low=None, ratio_high=None, p_value=0.001,
+        p_adjusted=None, test="paired t test", n=200,
+    )  # fmt: skip
 
 
 def averaging(checkpoint: CheckpointResult, rng: Any) -> Averaging:

@@ -1,7 +1,7 @@
 import pytest
 
 from rdrop_probes.records import Metric
-from rdrop_reports.numbers import format_estimate, format_number, format_p, format_parts
+from rdrop_reports.numbers import format_estimate, format_number, format_p, format_parts, format_to, last_place
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,20 @@ def test_a_p_value_is_never_0():
     assert format_p(0.0) == "p < 0.001"
     assert format_p(0.0123) == "p = 0.012"
     assert format_p(None) == "p not available"
+
+
+@pytest.mark.parametrize(
+    ("values", "difference", "texts"),
+    [
+        ([0.0441, 0.0738], (-0.0297, -0.051, -0.009), ["0.044", "0.074"]),
+        ([0.0123214, 0.0123], (2.14e-5, 1.9e-5, 2.4e-5), ["0.0123214", "0.0123000"]),
+        ([3.1e-5, 1e-5], (2.1e-5, None, None), ["3.10e-5", "1.00e-5"]),
+        ([1.0, 0.0], (1.0, -90.0, 92.0), ["1", "0"]),
+        ([None, 0.5], (None, None, None), ["\N{EN DASH}", "0.5"]),
+    ],
+)
+def test_what_is_compared_has_the_digits_of_the_difference(values, difference, texts):
+    assert format_to(values, last_place(*difference)) == texts
 
 
 def test_a_missing_metric_is_a_dash():

@@ -15,13 +15,14 @@ from rdrop_reports.comparison_tables import candidates_table, comparison_tables
 from rdrop_reports.figures import FIGURES, draw_all, figure_bytes
 from rdrop_reports.figures.style import DARK, LIGHT
 from rdrop_reports.more import more
+from rdrop_reports.outcome import ratio_text
 from rdrop_reports.page import render_page
 from rdrop_reports.sections import sections
 from rdrop_reports.select import as_rows, mark_of, place_of
 from rdrop_reports.svg import recoloured, slim
-from rdrop_reports.verdict import caveats, headline, verdicts
+from rdrop_reports.verdict import caveats, checkpoint_verdicts, headline, verdicts
 from rdrop_reports.words import WORDS
-from tests.reports.rich_samples import everything, rich
+from tests.reports.rich_samples import everything, rich, sweep_change
 
 CHAPTERS = ["verdict", "groups", "over", "gap", "spread", "examples", "noise_floor", "convergence", "sites", "theory"]
 
@@ -193,6 +194,7 @@ def test_one_training_seed_proves_nothing():
     (verdict,) = verdicts(record)
     assert verdict.outcome == "no difference shown"
     assert "this may be the seed's doing" in verdict.sentence
+    assert any("(1 each), all on these examples." in note for note in caveats(record))
     assert any("nothing is tested of baseline and rdrop as a group" in note for note in caveats(record))
     assert "1 verdict on single checkpoints" in words_of(render_page(record, None))
 
@@ -241,18 +243,20 @@ def test_interaction_is_hedged_by_its_interval(low, high, hedged):
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "words"),
+    ("first", "last", "change", "words"),
     [
-        ((1.0, 1.1), (1.5, 1.6), "closer to 1 the smaller the noise"),
-        ((1.0, 1.6), (1.5, 1.7), "no change with the rate is shown"),
-        ((1.8, 1.9), (1.1, 1.2), "not closer to 1 as the noise falls"),
+        ((1.0, 1.2), (1.1, 1.5), (0.2, 0.1, 0.3), "a change of 0.20 [0.10, 0.30]: closer to 1 the smaller the noise"),
+        ((1.0, 1.1), (1.5, 1.6), (0.5, -0.1, 1.1), "no change with the rate is shown"),
+        ((1.8, 1.9), (1.1, 1.2), (-0.7, -0.8, -0.6), "not closer to 1 as the noise falls"),
+        ((0.8, 0.9), (1.1, 1.2), (0.3, 0.2, 0.4), "on the other side of 1"),
     ],
 )
-def test_the_sweep_concludes_what_the_intervals_allow(first, last, words):
+def test_the_sweep_concludes_what_the_paired_change_allows(first, last, change, words):
     record = rich(("model",))[0]
     points = record.checkpoints[0].sweep
     ends = [replace(point, ratio=bounds(*b, "")) for point, b in ((points[-1], last), (points[0], first))]
-    assert words in takeaway("sweep", changed(record, sweep=ends))
+    assert words in takeaway("sweep", changed(record, sweep=ends, sweep_change=sweep_change(*change)))
+    assert takeaway("sweep", changed(record, sweep=ends, sweep_change=None)).endswith(" at 0.3 for model.")
 
 
 def test_rankings_name_what_ranks_alike_and_count_the_rest():
@@ -280,6 +284,72 @@ def test_the_claims_give_epsilon_and_freedom(pair):
     assert "Fisher trace, parameters, as a multiple of that of baseline" in freedom
     assert "(lower)" in freedom
     assert claims(pair[0]) == []
+
+
+def test_where_there_are_groups_claims_and_takeaways_are_over_seeds(full):
+    """One checkpoint's difference, however sure on its examples, may be its seed's doing."""
+    record, names = full[0], ("fisher_trace", "jacobian_fisher")
+    epkl = next(c for c in record.comparisons if c.metric == "epkl")
+    over_seeds = next(c for c in record.group_comparisons if c.metric == "epkl")
+    unclear = replace(over_seeds, difference=-1.0, low=-3.0, high=1.0, ratio=0.8, ratio_low=0.5, ratio_high=1.3)
+    record = replace(
+        record,
+        comparisons=[*record.comparisons, *(replace(epkl, metric=name) for name in names)],
+        group_comparisons=[*record.group_comparisons, *(replace(unclear, metric=name) for name in names)],
+    )
+    end = "as a multiple of that of baseline: 0.8 [0.5, 1.3] for rdrop (no difference shown)."
+    assert claims(record)[-1] == f"Fisher trace, parameters over training seeds, {end}"
+    assert takeaway("jacobian", record).startswith(f"Jacobian, Fisher-weighted over training seeds, {end}")
+    bound = Metric(estimate=0.0612, unit="nats", n=2)
+    held = [replace(g, metrics=g.metrics | {"constraint_epsilon": bound}) for g in record.groups]
+    first = "With 95% confidence the constraint, mean EPKL over training seeds ≤ ε, holds from this ε on, in nats"
+    assert claims(replace(record, groups=held))[0] == f"{first}: 0.0612 for baseline and 0.0612 for rdrop."
+    untold = replace(record, group_comparisons=[])
+    assert not any("Fisher trace" in sentence for sentence in claims(untold))
+
+
+def test_a_score_is_said_to_differ_only_where_the_adjusted_p_agrees(full):
+    def contexts(**changes):
+        record = replace(
+            full[0],
+            comparisons=[replace(c, **changes) if c.metric == "accuracy_eval" else c for c in full[0].comparisons],
+            group_comparisons=[replace(c, **changes) for c in full[0].group_comparisons],
+        )
+        return {verdict.context for verdict in (*verdicts(record), *checkpoint_verdicts(record)[:1])}
+
+    worse = {"difference": -0.01, "low": -0.019, "high": -0.001}
+    numbers = "(−1.0 [−1.9, −0.1] percentage points)."  # noqa: RUF001 - minus signs
+    assert contexts(**worse, p_adjusted=0.03) == {f"Its eval accuracy is lower {numbers}"}
+    adjusted = "No difference in eval accuracy is shown once adjusted for the number of metrics tested"
+    assert contexts(**worse, p_adjusted=0.3) == {f"{adjusted} {numbers}"}
+    assert contexts(difference=0.0, low=-0.01, high=0.01) == {
+        "No difference in eval accuracy is shown (0 [−1.0, 1.0] percentage points)."  # noqa: RUF001 - minus signs
+    }
+
+
+def test_a_verdict_over_seeds_adds_up(full):
+    record = full[0]
+    means = {"baseline": 0.0738, "rdrop": 0.0441}
+    groups = [replace(g, metrics={"epkl": Metric(estimate=means[g.name], unit="nats", n=2)}) for g in record.groups]
+    (epkl,) = [c for c in record.group_comparisons if c.metric == "epkl"]
+    found = replace(epkl, difference=-0.0297, low=-0.051, high=-0.009, ratio=0.6, ratio_low=0.3, ratio_high=1.1)
+
+    def sentence(**changes):
+        return verdicts(replace(record, groups=groups, group_comparisons=[replace(found, **changes)]))[0].sentence
+
+    shown = sentence()
+    assert "is 0.044 nats against 0.074 over 2, a difference of −0.030 [−0.051, −0.009]" in shown  # noqa: RUF001 - minus
+    assert "and a ratio of 0.600; effect" in shown
+    why = "; the interval excludes 0, but not once adjusted for the number of metrics tested."
+    assert sentence(p_adjusted=0.3).endswith(why)
+
+
+def test_a_ratio_whose_interval_denies_the_difference_is_given_without_it(full):
+    (found,) = [c for c in full[0].group_comparisons if c.metric == "epkl"]
+    edge = replace(found, difference=-0.03, low=-0.051, high=-0.009, ratio=0.6, ratio_low=0.3, ratio_high=1.1)
+    assert ratio_text(edge) == "0.600"
+    assert ratio_text(replace(edge, high=0.01)) == "0.6 [0.3, 1.1]"
+    assert ratio_text(replace(edge, ratio_high=0.9)) == "0.6 [0.3, 0.9]"
 
 
 # advice
@@ -354,7 +424,9 @@ def test_a_temperature_of_the_mc_mean_is_told_beside_that_of_the_eval_model():
     ("noise", "words"),
     [
         (1e-5, "at least 3 700 for model (a)"),
-        (0.01, "not clear of 1 for model (a)"),
+        (0.0078, "at least 4.7 for model (a)"),
+        (0.0371, "not clear of 1 for model (a)"),
+        (0.05, "not clear of 1 for model (a)"),
         (0.0, "endless, with a noise of exactly 0, for model"),
         (1e-13, "at least a million for model"),
     ],

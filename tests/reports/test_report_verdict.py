@@ -57,6 +57,21 @@ def test_a_model_without_dropout_is_said_to_have_none(single):
     assert "model draws no dropout" in verdict.sentence
 
 
+def test_sub_models_that_are_all_alike_are_said_to_be(single, pair):
+    def at_rate_1(record, **values):
+        last = record.checkpoints[-1]
+        metrics = last.metrics | {name: replace(last.metrics[name], estimate=value) for name, value in values.items()}
+        last = replace(last, sites=[replace(site, rate=1.0) for site in last.sites], metrics=metrics)
+        return replace(record, checkpoints=[*record.checkpoints[:-1], last])
+
+    record = at_rate_1(single[0], epkl=0.0)
+    assert headline(record) == "All sub-models of model are alike, though they differ from the eval model."
+    assert verdicts(record)[0].sentence.endswith("differ from the eval model: every dropout is at rate 0 or 1.")
+    assert headline(at_rate_1(single[0], epkl=0.0, kl_sub_to_eval=0.0)) == "All sub-models of model are alike."
+    assert headline(at_rate_1(single[0])).startswith("The sub-models of model diverge by")
+    assert verdicts(at_rate_1(pair[0], epkl=0.0))[0].context.startswith("All sub-models of rdrop are alike")
+
+
 def test_one_checkpoint_per_arm_is_admitted(pair):
     assert "Each comparison is of one checkpoint with one: intervals cover new data, not new training runs." in caveats(
         pair[0]

@@ -10,8 +10,19 @@ from rdrop_probes.records import Metric, RunRecord
 from rdrop_reports.definitions import label
 from rdrop_reports.figures.forest import draw_interval, name_rows, say_rows, value_axis
 from rdrop_reports.figures.style import Look, Theme, look_of, new_figure
-from rdrop_reports.numbers import format_estimate, format_parts, is_number
-from rdrop_reports.select import as_rows, comparison_of, in_order, measured, per_row, short_name_of, short_unit, unit_of
+from rdrop_reports.numbers import format_estimate
+from rdrop_reports.outcome import ratio_text
+from rdrop_reports.select import (
+    are_groups_compared,
+    as_rows,
+    compared_on,
+    in_order,
+    measured,
+    per_row,
+    short_name_of,
+    short_unit,
+    unit_of,
+)
 from rdrop_reports.text import called
 
 _FAMILY = ("epkl", "mutual_information", "reverse_mutual_information")
@@ -49,20 +60,17 @@ def takeaway(record: RunRecord, _per_example: pd.DataFrame | None) -> str:
     low, high = min(scored, key=lambda s: s[0])[1], max(scored, key=lambda s: s[0])[1]
     parts = [f"from {format_estimate(low.metrics['epkl'])} {unit_of(record)} ({called(low.name)})"]
     parts.append(f"to {format_estimate(high.metrics['epkl'])} ({called(high.name)})")
-    return f"EPKL goes {' '.join(parts)}; compare candidates by their paired differences, not by overlap."
+    how = "groups over their seeds" if are_groups_compared(record) else "candidates by their paired differences"
+    return f"EPKL goes {' '.join(parts)}; compare {how}, not by overlap."
 
 
 def _of_few(record: RunRecord) -> str:
-    """The ratio of candidate to reference; the estimate of a single checkpoint."""
-    unit = unit_of(record)
+    """The ratio of candidate to reference (of groups, where these are compared); the estimate of a single one."""
+    for found in compared_on(record, "epkl", 2):
+        return f"The EPKL of {called(found.candidate)} is {ratio_text(found)} times that of {called(found.reference)}."
     for checkpoint in in_order(record)[::-1]:
-        found, metric = comparison_of(record, checkpoint.name, "epkl"), measured(checkpoint, "epkl")
-        name = called(checkpoint.name)
-        if found is not None and is_number(found.ratio):
-            ratio = format_parts(found.ratio, found.ratio_low, found.ratio_high)
-            return f"The EPKL of {name} is {ratio} times that of {called(found.reference)}."
-        if metric is not None:
-            return f"The EPKL of {name} is {format_estimate(metric)} {unit}."
+        if (metric := measured(checkpoint, "epkl")) is not None:
+            return f"The EPKL of {called(checkpoint.name)} is {format_estimate(metric)} {unit_of(record)}."
     return ""
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rdrop_probes.records import RunRecord
+from rdrop_probes.records import Comparison, RunRecord
 from rdrop_reports.definitions import label
 from rdrop_reports.figures.forest import Panel, forest
 from rdrop_reports.figures.style import Theme
-from rdrop_reports.numbers import format_number, format_parts, is_number
+from rdrop_reports.numbers import format_number
+from rdrop_reports.outcome import outcome_of, ratio_text
 from rdrop_reports.per_example import joint
-from rdrop_reports.select import comparison_of, in_order, most_telling
+from rdrop_reports.select import are_groups_compared, compared_on, in_order
 from rdrop_reports.text import called, listed
 
+MOST = 4
 _PANELS = (
     Panel("Fisher-weighted", ["jacobian_fisher"]),
     Panel("Logits, ‖∂z/∂x‖", ["jacobian_logits"]),
@@ -33,26 +35,17 @@ def takeaway(record: RunRecord, per_example: pd.DataFrame | None) -> str:
 
 
 def _ratios(record: RunRecord) -> str:
-    """How much smaller or larger the Jacobian is than the reference's."""
-    metric = next((m for m in ("jacobian_fisher", "jacobian_logits") if _compared(record, m)), None)
-    if metric is None:
+    """How much smaller or larger the Jacobian is than the reference's; of groups where there are several."""
+    found = next((f for m in ("jacobian_fisher", "jacobian_logits") if (f := compared_on(record, m, MOST))), None)
+    if found is None:
         return ""
-    parts = []
-    for checkpoint in most_telling(record, 4):
-        found = comparison_of(record, checkpoint.name, metric)
-        if found is not None and is_number(found.ratio):
-            ratio = format_parts(found.ratio, found.ratio_low, found.ratio_high)
-            parts.append(f"{ratio} for {called(checkpoint.name)}{_unclear(found.low, found.high)}")
-    return f"{label(metric)}, as a multiple of that of {called(record.reference)}: {listed(parts)}." if parts else ""
+    parts = [f"{ratio_text(c)} for {called(c.candidate)}{_unclear(c)}" for c in found]
+    seeds = " over training seeds" if are_groups_compared(record) else ""
+    return f"{label(found[0].metric)}{seeds}, as a multiple of that of {called(found[0].reference)}: {listed(parts)}."
 
 
-def _compared(record: RunRecord, metric: str) -> bool:
-    return any(c.metric == metric and is_number(c.ratio) for c in record.comparisons)
-
-
-def _unclear(low: float | None, high: float | None) -> str:
-    known = is_number(low) and is_number(high)
-    return " (no difference shown)" if known and (low or 0) <= 0 <= (high or 0) else ""
+def _unclear(found: Comparison) -> str:
+    return " (no difference shown)" if outcome_of(found) == "no difference shown" else ""
 
 
 def _correlation(record: RunRecord, per_example: pd.DataFrame | None) -> str:

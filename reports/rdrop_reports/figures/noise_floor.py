@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +17,6 @@ from rdrop_reports.select import measured, most_telling_with, short_name_of, sho
 from rdrop_reports.text import called, elide, listed
 
 MOST_CHECKPOINTS = 4
-CLEAR = 10.0  # times the noise, from which it no longer matters
 
 
 def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> Figure | None:
@@ -67,13 +68,15 @@ def _distance(checkpoint: CheckpointResult) -> str:
     if epkl is None or above <= 0:
         return "endless, with a noise of exactly 0,"
     ratio = (epkl.low if is_number(epkl.low) else epkl.estimate or 0.0) / above
-    return f"at least {_floored(ratio)}" if ratio >= CLEAR else "not clear of 1"
+    return f"at least {_floored(ratio)}" if ratio > 1 else "not clear of 1"
 
 
 def _floored(ratio: float) -> str:
     """Two digits, never rounded up; beyond a million no digits matter."""
     if ratio >= 1e6:
         return "a million"
+    if ratio < 10:
+        return f"{math.floor(10 * ratio) / 10:.1f}"
     unit = 10 ** max(0, len(str(int(ratio))) - 2)
     return format_count(int(ratio) // unit * unit)
 

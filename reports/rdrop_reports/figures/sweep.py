@@ -7,10 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rdrop_probes.records import CheckpointResult, Metric, RunRecord
+from rdrop_probes.records import CheckpointResult, Comparison, Metric, RunRecord
 from rdrop_reports.figures.axes import log_axis, panels
 from rdrop_reports.figures.style import Look, Theme, look_of
-from rdrop_reports.numbers import format_estimate, format_number, is_number
+from rdrop_reports.numbers import format_estimate, format_number, format_parts, is_number
+from rdrop_reports.outcome import outcome_of
 from rdrop_reports.select import most_telling_with, short_name_of, short_unit
 from rdrop_reports.text import called
 
@@ -104,19 +105,18 @@ def _course(checkpoint: CheckpointResult) -> str:
     if len(points) == 1:
         return f"{format_estimate(first)} at rate {format_number(low_rate)} for {name}"
     ends = f"{format_estimate(first)} at rate {low_rate:g} and {format_estimate(last)} at {high_rate:g} for {name}"
-    return f"{ends}, {_reading(first, last)}"
+    change = checkpoint.sweep_change
+    if change is None or not is_number(change.difference):
+        return ends
+    size = format_parts(change.difference, change.low, change.high)
+    return f"{ends}, a change of {size}: {_reading(change, (first.estimate or 0) - 1, (last.estimate or 0) - 1)}"
 
 
-def _reading(first: Metric, last: Metric) -> str:
-    """Whether the smaller rate is nearer to linear, where the intervals can tell."""
-    if not _apart(first, last):
+def _reading(change: Comparison, first: float, last: float) -> str:
+    """Whether the smaller rate is nearer to linear; both rates are of the same examples, and compared as such."""
+    if outcome_of(change) == "no difference shown":
         return "no change with the rate is shown"
-    nearer = abs((first.estimate or 0) - 1) < abs((last.estimate or 0) - 1)
+    if first * last < 0:
+        return "on the other side of 1"
+    nearer = abs(first) < abs(last)
     return "closer to 1 the smaller the noise, as the theory says" if nearer else "not closer to 1 as the noise falls"
-
-
-def _apart(first: Metric, last: Metric) -> bool:
-    bounds = (first.low, first.high, last.low, last.high)
-    if not all(is_number(bound) for bound in bounds):
-        return False
-    return (first.high or 0) < (last.low or 0) or (last.high or 0) < (first.low or 0)
