@@ -58,7 +58,13 @@ def _combined(parts: Sequence[tuple[int, float]], curve: Curve) -> Column:
 def curve_point(name: str, passes: int, curve: Curve, *, unit: str, shared_masks: bool) -> AveragingPoint:
     """The score of the mean of so many passes, and less that of the eval model, paired by example."""
     column = curve[passes]
-    change = replace(column, values=column.values - curve[EVAL].values, proportion=False, floor=-np.inf)
+    change = replace(
+        column,
+        values=column.values - curve[EVAL].values,
+        proportion=False,
+        share_difference=column.proportion,
+        floor=-np.inf,
+    )
     difference = metric(change, unit=unit, shared_masks=shared_masks)
     return AveragingPoint(
         metric=name,

@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 from rdrop_probes.averaging import MOST_GROUPS, Averages, GaussianAverages
-from rdrop_probes.averaging_curves import EVAL, enough_passes
+from rdrop_probes.averaging_curves import EVAL, curve_point, enough_passes
 from rdrop_probes.block_sums import BlockSums
 from rdrop_probes.calibration import BINS
 from rdrop_probes.columns import plain
@@ -313,6 +313,13 @@ def test_enough_is_where_less_than_a_twentieth_of_the_gain_is_left():
 
 def test_one_pass_is_enough_where_more_are_worse():
     assert enough_passes("nll", curve_of(eval=1.0, m1=0.5, m2=0.8, m4=1.0), shared_masks=False) == 1
+
+
+def test_an_accuracy_that_was_never_seen_to_change_may_still_do_so():
+    alike = {m: plain(torch.ones(20, dtype=torch.float64), proportion=True) for m in (EVAL, 1, 2)}
+    found = curve_point("accuracy", 2, alike, unit="", shared_masks=False).difference
+    assert found.estimate == 0
+    assert found.high == -found.low == pytest.approx(stats.binomtest(0, 20).proportion_ci(0.95, method="wilson").high)
 
 
 def test_that_no_loss_is_seen_does_not_make_it_enough():
