@@ -337,9 +337,22 @@ def test_an_unexpected_error_loses_nothing_that_was_measured(project, monkeypatc
 
     monkeypatch.setattr(analysis, "measure_subject", breaks_on_the_second)
     done = run("baseline.pt", "rdrop.pt", *COMMON)
-    assert done.exit_code == 4
-    assert "unexpected ZeroDivisionError: of all things" in done.output
+    assert done.exit_code == 70
+    assert "unexpected error: ZeroDivisionError: of all things; -v shows where; please report it" in done.output
     assert [c["name"] for c in json.loads(Path("rdrop-report/results.json").read_text())["checkpoints"]] == ["baseline"]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_an_unexpected_error_is_one_line_and_no_failed_gate(verbose, project, monkeypatch):
+    def breaks(*_arguments, **_more):
+        raise ZeroDivisionError("of all\nthings")
+
+    monkeypatch.setattr("rdrop_analysis.results.Results.save", breaks)
+    done = run("baseline.pt", *COMMON, *(["-v"] if verbose else []))
+    assert done.exit_code == 70
+    line = "Error: unexpected error: ZeroDivisionError: of all\\nthings; -v shows where; please report it"
+    assert line in done.output.splitlines()
+    assert ("Traceback" in done.output) == verbose
 
 
 def test_a_reference_that_fails_is_replaced_and_said_so(project):

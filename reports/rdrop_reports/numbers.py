@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeGuard
 from rdrop_probes.records import Metric
 
 ROUNDING = 1e-12  # of an interval's width: what is left of sums that come to 0
+LARGEST = 1e100  # beyond it are infinity, and what would overflow on an axis
 MISSING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 
@@ -23,8 +24,8 @@ class Parts(NamedTuple):
 
 
 def is_number(value: float | None) -> TypeGuard[float]:
-    """Whether there is a finite number here."""
-    return value is not None and math.isfinite(value)
+    """Whether there is a number here that can have been measured, and so be shown and drawn."""
+    return value is not None and abs(value) < LARGEST
 
 
 def format_estimate(metric: Metric | None, *, percent: bool = False) -> str:

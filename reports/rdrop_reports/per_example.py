@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from rdrop_probes.records import NATS_PER_BIT, RunRecord
+from rdrop_reports.numbers import LARGEST
 
 Array = npt.NDArray[np.float64]
 
@@ -44,9 +45,9 @@ def paired(
 def _aligned(
     record: RunRecord, first: pd.Series[float], second: pd.Series[float], metrics: tuple[str, str]
 ) -> tuple[Array, Array] | None:
-    """Two columns as arrays without the rows that are not finite, in the unit shown."""
+    """Two columns as arrays without the rows that cannot be drawn, in the unit shown."""
     x, y = (np.asarray(column, dtype=np.float64) for column in (first, second))
-    kept = np.isfinite(x) & np.isfinite(y)
+    kept = (np.abs(x) < LARGEST) & (np.abs(y) < LARGEST)
     if not kept.any():
         return None
     return x[kept] / _divisor(record, metrics[0]), y[kept] / _divisor(record, metrics[1])

@@ -9,6 +9,7 @@ from report_samples import without_dropout, without_intervals
 
 from rdrop_probes.records import in_unit
 from rdrop_reports.figures import FIGURES, draw_all, figure_bytes, save_figures
+from rdrop_reports.page import render_page
 from rdrop_reports.per_example import values
 from rdrop_reports.text import called, elide, listed
 
@@ -42,6 +43,29 @@ def test_exact_zeros_do_not_break_log_axes(pair):
     record, per_example = pair
     zeros = per_example.assign(epkl=np.where(per_example["checkpoint"] == "rdrop", 0.0, per_example["epkl"]))
     assert figure_bytes(draw_all(record, zeros)["epkl_per_example"], "png")
+
+
+@pytest.mark.parametrize("size", [1e308, float("inf"), float("nan")])
+def test_numbers_that_no_axis_holds_are_left_out_and_the_rest_is_drawn(pair, size, tmp_path):
+    record, per_example = pair
+    first, *others = record.checkpoints
+    huge = {name: replace(m, estimate=size, low=-size, high=size) for name, m in first.metrics.items()}
+    odd = replace(record, checkpoints=[replace(first, metrics=huge), *others])
+    odd_rows = per_example.assign(epkl=[size, *per_example["epkl"][1:]])
+    names = {path.name for path in save_figures(odd, odd_rows, tmp_path)}
+    assert {"epkl.png", "gap.png", "epkl_distribution.png"} <= names
+    assert "<table" in render_page(odd, odd_rows)
+
+
+def test_a_figure_that_cannot_be_drawn_costs_neither_page_nor_files(pair, tmp_path, monkeypatch, caplog):
+    def breaks(*_):
+        raise ValueError("Axis limits cannot be NaN or Inf")
+
+    monkeypatch.setattr("rdrop_reports.figures.FIGURES", dict(FIGURES) | {"gap": replace(FIGURES["gap"], draw=breaks)})
+    assert "gap.png" not in {path.name for path in save_figures(*pair, tmp_path)}
+    assert 'id="fig-epkl"' in render_page(*pair)
+    assert "the figure gap is left out, for it cannot be drawn: Axis limits cannot be NaN or Inf" in caplog.messages
+    caplog.clear()
 
 
 def test_a_record_without_metrics_draws_nothing(pair):
