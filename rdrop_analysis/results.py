@@ -31,7 +31,8 @@ class Results:
     Attributes:
         record: everything, as plain data; divergences in nats.
         per_example: one row a checkpoint and example: `checkpoint`, `example`, `label`, `prediction` and one
-            column a metric (nats), or None if the results were read from a file without it.
+            column a metric, divergences in nats whatever the unit shown; None if the results were read from a file
+            without it. Files have it in the unit shown, which their column `divergence_unit` names.
         journals: the finished work items of this run, which are of no more use once it is saved.
     """
 
@@ -124,7 +125,10 @@ class Results:
 
     def _tables(self, formats: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Names and contents of the files with tables."""
-        frames = {"summary": self.summary, PER_EXAMPLE: self.per_example}
+        from rdrop_reports.per_example import for_files
+
+        rows = None if self.per_example is None else for_files(self.shown, self.per_example)
+        frames = {"summary": self.summary, PER_EXAMPLE: rows}
         for name, frame in frames.items():
             if "csv" in formats and frame is not None:
                 yield f"{name}.csv", frame.to_csv(index=False).encode()
@@ -203,16 +207,18 @@ def load_results(path: str | Path) -> Results:
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem).splitlines()[0]
         raise DataError(f"{path} cannot be read as results: {reason}") from problem
-    return Results(record, _per_example_beside(path))
+    return Results(record, _per_example_beside(path, record))
 
 
-def _per_example_beside(path: Path) -> pd.DataFrame | None:
-    """The per-example table beside a `results.json`, None if there is none.
+def _per_example_beside(path: Path, record: RunRecord) -> pd.DataFrame | None:
+    """The per-example table beside a `results.json`, in nats; None if there is none.
 
     Raises:
         DataError: it cannot be read.
     """
     import pandas as pd
+
+    from rdrop_reports.per_example import from_files
 
     tables = [path.with_name(f"{PER_EXAMPLE}{suffix}") for suffix in (".csv", ".parquet")]
     table = next((table for table in tables if table.exists()), None)
@@ -224,6 +230,6 @@ def _per_example_beside(path: Path) -> pd.DataFrame | None:
         per_example = pd.read_csv(table) if table.suffix == ".csv" else pd.read_parquet(table, engine="pyarrow")
         if "label" in per_example:
             per_example["label"] = pd.to_numeric(per_example["label"]).convert_dtypes()
+        return from_files(record, per_example)
     except (OSError, ValueError, TypeError) as problem:
         raise DataError(f"{table} cannot be read: {printable(problem, 200)}") from problem
-    return per_example

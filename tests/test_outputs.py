@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
@@ -144,6 +145,33 @@ def test_parquet_takes_the_place_of_csv_and_is_read_back(tmp_path):
     assert whole.per_example is not None
     pd.testing.assert_frame_equal(found, whole.per_example, check_dtype=False)
     assert str(found["label"].dtype) == "Int64"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_per_example_table_is_in_the_unit_shown_says_so_and_is_read_back_in_nats(suffix, tmp_path):
+    whole = results()
+    shown = replace(whole, record=replace(whole.record, config={"unit": "bits"}))
+    shown.per_example["accuracy_eval"] = 0.5
+    for name, one in {"nats": whole, "bits": shown}.items():
+        one.save(tmp_path / name, f"json,{suffix}")
+    read = pd.read_csv if suffix == "csv" else pd.read_parquet
+    nats, bits = (read(tmp_path / name / f"per_example.{suffix}") for name in ("nats", "bits"))
+    assert set(nats["divergence_unit"]) == {"nats"}
+    assert set(bits["divergence_unit"]) == {"bits"}
+    np.testing.assert_allclose(bits["epkl"] * math.log(2), nats["epkl"])
+    assert set(bits["accuracy_eval"]) == {0.5}
+    found = load_results(tmp_path / "bits").per_example
+    pd.testing.assert_frame_equal(found, shown.per_example, check_dtype=False)
+
+
+def test_a_per_example_table_in_no_known_unit_is_one_line(tmp_path):
+    results().save(tmp_path, "json,csv")
+    path = tmp_path / "per_example.csv"
+    path.write_text(path.read_text().replace(",nats,", ",hartleys,"))
+    with pytest.raises(
+        DataError, match=r"per_example\.csv cannot be read: its divergence_unit is neither nats nor bits"
+    ):
+        load_results(tmp_path)
 
 
 def test_a_damaged_parquet_is_one_line(tmp_path):

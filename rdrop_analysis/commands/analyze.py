@@ -22,6 +22,7 @@ from rdrop_analysis.commands.options import (
     output,
     task,
     trust,
+    unit_shown,
     verbosity,
 )
 from rdrop_analysis.files import FORMATS
@@ -99,7 +100,7 @@ from rdrop_analysis.files import FORMATS
 @click.option(
     "--format", "formats", type=NameList(FORMATS), default="html,png,json,csv", show_default=True, help=FORMAT_HELP
 )
-@click.option("--unit", type=click.Choice(["nats", "bits"]), default="nats", show_default=True)
+@unit_shown("nats")
 @delivery
 @trust
 @verbosity

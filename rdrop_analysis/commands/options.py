@@ -48,6 +48,10 @@ FAIL_IF_HELP = (
     " NAME.METRIC is that of one checkpoint or group, METRIC alone that of every candidate; in the unit shown."
     " Again for each gate."
 )
+UNIT_HELP = (
+    "What KL, NLL and entropies are told in, everywhere but in results.json, which stays in nats: there, as in"
+    " summary.csv, each number has its unit, and per_example.csv has a column for it."
+)
 LOG_TO_HELP = "Log results to wandb[:PROJECT], mlflow[:EXPERIMENT] or tensorboard[:DIR] too. Again for each."
 
 
@@ -217,6 +221,14 @@ def delivery(command: F) -> F:
     command = click.option("--fail-if", metavar="EXPR", multiple=True, help=FAIL_IF_HELP)(command)
     text = "Of figures in files: paper is 3.3 inches wide, with serifs. Default: screen."
     return click.option("--style", type=click.Choice(["screen", "paper"]), help=text)(command)
+
+
+def unit_shown(default: str | None, said: str = "") -> Callable[[F], F]:
+    """`--unit`; where it has no default, what is `said` of it."""
+    text = f"{UNIT_HELP} Default: {said}." if said else UNIT_HELP
+    return click.option(
+        "--unit", type=click.Choice(["nats", "bits"]), default=default, show_default=default is not None, help=text
+    )
 
 
 def trust(command: F) -> F:
