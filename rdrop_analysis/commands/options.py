@@ -44,9 +44,9 @@ OVER_HELP = (
 
 FORMAT_HELP = f"What to write: {', '.join(FORMATS)} (latex and markdown: tables to paste)."
 FAIL_IF_HELP = (
-    "A gate: exit 1 if it is true, such as 'epkl > 0.05', 'epkl.high > reference.epkl.low' or 'accuracy_gap > 0.01'."
-    " NAME.METRIC is that of one checkpoint or group, METRIC alone that of every candidate; in the unit shown."
-    " Again for each gate."
+    "A gate: exit 1 if it is true, such as 'epkl > 0.05', 'epkl.high > reference.epkl.low' or 'accuracy_gap > 1%'."
+    " NAME.METRIC is that of one checkpoint or group, METRIC alone that of every candidate. Divergences are in the unit"
+    " shown; shares (accuracy, flips, ECE, their gaps) are fractions, or percents with a % sign. Again for each gate."
 )
 UNIT_HELP = (
     "What KL, NLL and entropies are told in, everywhere but in results.json, which stays in nats: there, as in"
