@@ -25,12 +25,15 @@ from rdrop_analysis.cli import main
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.loggers import flat_metrics, parse_tracker
 from rdrop_analysis.results import Results, load_results
-from rdrop_probes.records import GateResult, RunRecord
+from rdrop_analysis.terminal import show
+from rdrop_probes.records import Finding, GateResult, RunRecord
 from rdrop_reports.html_tables import Cell, Table
 from rdrop_reports.latex import latex_table, latex_tables
 from rdrop_reports.markdown import markdown_table, markdown_tables
 from rdrop_reports.numbers import format_parts
 from rdrop_reports.text import elide
+
+FREEDOM = ("fisher_trace", "effective_dimension")
 
 
 def results(*names: str) -> Results:
@@ -360,3 +363,32 @@ def test_a_tracker_that_refuses_is_one_line_and_results_are_there(saved, monkeyp
     assert done.exit_code == 4
     assert done.stderr == "Error: results could not be logged to wandb: no network\\nat all\\x1b[31m\n"
     assert Path("out/tables.md").exists()
+
+
+# --- the terminal
+
+
+def printed(whole: RunRecord, capsys: pytest.CaptureFixture[str]) -> str:
+    show(Results(whole, None), Path("out"), ["json"], quiet=False)
+    return capsys.readouterr().out
+
+
+def test_the_terminal_shows_what_was_asked_for_and_no_empty_table(capsys):
+    whole = record(("only",))
+    freedom = {name: replace(whole.checkpoints[0].metrics["epkl"], unit="") for name in FREEDOM}
+    found = printed(replace(whole, checkpoints=[replace(whole.checkpoints[0], metrics=freedom)]), capsys)
+    assert "Fisher trace" in found
+    assert "Effective dimension" in found
+    assert "metric" not in printed(replace(whole, checkpoints=[replace(whole.checkpoints[0], metrics={})]), capsys)
+
+
+def test_how_something_was_estimated_is_a_note_and_no_warning(capsys):
+    found = [Finding(code="freedom_examples", message="on 9 of 10"), Finding(code="few_examples", message="rough")]
+    text = printed(replace(record(), warnings=found), capsys)
+    assert "Note: on 9 of 10" in text
+    assert "Warning: rough" in text
+
+
+def test_a_checkpoint_beside_groups_has_a_column(capsys):
+    head = next(line for line in printed(grouped(), capsys).splitlines() if line.startswith(" metric"))
+    assert head.split() == ["metric", "base", "rdrop", "alone"]
