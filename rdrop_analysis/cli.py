@@ -29,8 +29,9 @@ Examples:
   rdrop-analyze sites weights.pt --model net.py:Net --data test.npz
 
 \b
-Exit codes: 0 done, 1 a --fail-if gate failed, 2 usage, 3 refused as unsafe, 4 unreadable checkpoint
-or data, 70 an unexpected error (please report it), 130 interrupted. What was finished is saved."""
+Exit codes: 0 done, 1 a --fail-if gate failed, 2 usage, 3 refused as unsafe, 4 a checkpoint or data
+that cannot be read, or a result that cannot be written, 70 an unexpected error (please report it),
+130 interrupted. What was finished is saved."""
 
 
 class Group(DefaultGroup):  # type: ignore[misc] # click-default-group has no type information

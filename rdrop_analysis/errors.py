@@ -1,7 +1,7 @@
 """The errors a user can cause, each with the exit code of the command line.
 
 A message is one line that says what is wrong and what to do. The codes: 1 a gate failed, 2 usage, 3 refused
-as unsafe, 4 unreadable checkpoint or data, 70 an unexpected error (a fault of ours), 130 interrupted.
+as unsafe, 4 cannot read or write, 70 an unexpected error (a fault of ours), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def test_sites_lists_every_draw(project):
     done = run("sites", "baseline.pt", "--model", "net.py:Net", "--data", "test.npz")
     assert done.exit_code == 0, done.output
     assert "0.3" in done.output
-    assert "1 site(s)" in done.output
+    assert "1 site:" in done.output
 
 
 def test_inspect_shows_what_a_file_holds(project):
@@ -375,7 +375,7 @@ def test_a_failed_run_makes_no_directory_and_a_new_one_leaves_nothing_old(projec
 
 def test_sites_take_their_options_from_rdrop_toml_as_well(project):
     Path("rdrop.toml").write_text('model = "net.py:Net"\ndata = "test.npz"\nlimit = 5\n')
-    assert "1 site(s)" in run("sites", "baseline.pt").output
+    assert "1 site:" in run("sites", "baseline.pt").output
 
 
 def test_a_reader_that_stops_reading_is_no_error(project):

@@ -413,3 +413,11 @@ def test_the_example_of_a_ci_job_runs(project):
     assert done.exit_code in (0, 1), done.output
     assert Path(command[command.index("--junit") + 1]).exists()
     assert len(stored(command[command.index("--output") + 1])) == command.count("--fail-if")
+
+
+def test_junit_that_cannot_be_written_is_named_before_anything_is_measured(project):
+    Path("file").write_text("no directory")
+    done = run(*MEASURE, "--fail-if", "epkl > 0", "--junit", "file/gates.xml")
+    assert done.exit_code == 4
+    assert "Error: cannot write to file: Not a directory; name another with --junit" in done.stderr
+    assert not Path("out").exists()

@@ -36,8 +36,8 @@ from rdrop_analysis.files import FORMATS
     "--probes",
     type=NameList(),
     help="Which probes to run: pairwise_kl, gap, calibration, jacobian, prediction, averaging, temperature; on"
-    " request attribution, freedom, noise_floor. Default: default, the former as far as they fit the data;"
-    " default,attribution adds to them.",
+    " request attribution, freedom, noise_floor, and sweep (with --dropout). Default: default, the former as far as"
+    " they fit the data; default,attribution adds to them.",
 )
 @click.option(
     "--sub-models",

@@ -66,7 +66,7 @@ class Delivery:
             check_names(self.gates, known_metrics(), names)
         self._warn_of_gates()
         if self.junit is not None:
-            check_writable(self.junit.parent)
+            check_writable(self.junit.parent, "--junit")
             if leads:
                 _remove(self.junit)
 

@@ -18,7 +18,7 @@ OF_NUMBERS = ("seed", "sub_models", "tolerance", "masks", "strategy", "probes", 
 MOST = 4  # values of an option that are shown
 
 
-@click.command()
+@click.command(short_help="Put the shards of a run together.")
 @click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(exists=True, path_type=Path))
 @model_and_data
 @click.option(
