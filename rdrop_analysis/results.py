@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.files import PICTURES, check_formats, check_writable, printable, write_whole
+from rdrop_analysis.files import PICTURES, check_formats, check_writable, counted, printable, write_whole
 from rdrop_analysis.journal import Spent
 from rdrop_probes.records import RunRecord, Unit, in_unit, read_record, to_json
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 RESULTS = "results.json"
 PER_EXAMPLE = "per_example"
 TABLES = ("summary.csv", "summary.parquet", f"{PER_EXAMPLE}.csv", f"{PER_EXAMPLE}.parquet", "tables.tex", "tables.md")
+MOST_NAMES = 4  # in a repr
 Style = Literal["screen", "paper"]
 DEFAULT_FORMATS = ("html", "png", "json", "csv")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """What an analysis found.
 
@@ -156,9 +157,19 @@ class Results:
         return render_page(self.shown, self.per_example)
 
     def _repr_html_(self) -> str:
-        """The comparisons, or the summary of a single checkpoint, as a table for notebooks."""
-        table = self.comparisons if self.record.comparisons else self.summary
-        return str(table.to_html(index=False, escape=True, float_format="{:.4g}".format))
+        """What notebooks show: headline, verdicts, and a table of some metrics."""
+        from rdrop_reports.notebook import notebook_html
+
+        return notebook_html(self.shown)
+
+    def __repr__(self) -> str:
+        from rdrop_reports.verdict import headline
+
+        names = [printable(checkpoint.name, 40) for checkpoint in self.record.checkpoints]
+        more = ", ..." if len(names) > MOST_NAMES else ""
+        metrics = {name for checkpoint in self.record.checkpoints for name in checkpoint.metrics}
+        of = f"{counted(len(names), 'checkpoint')} ({', '.join(names[:MOST_NAMES])}{more})"
+        return f"<Results of {of}, {counted(len(metrics), 'metric')}: {headline(self.shown)}>"
 
 
 def _write_figures(

@@ -186,7 +186,7 @@ def _bars(*, quiet: bool) -> Progress:
 def _show_verdict(console: Console, record: RunRecord) -> None:
     console.print(f"[bold]{escape(headline(record))}[/bold]")
     for verdict in verdicts(record):
-        console.print(escape(" ".join(filter(None, (verdict.sentence, verdict.context)))))
+        console.print(escape(verdict.text))
     for caveat in caveats(record):
         console.print(escape(caveat), style="dim")
     for warning in record.warnings:

@@ -26,12 +26,13 @@ from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.loggers import flat_metrics, parse_tracker
 from rdrop_analysis.results import Results, load_results
 from rdrop_analysis.terminal import show
-from rdrop_probes.records import Finding, GateResult, RunRecord
+from rdrop_probes.records import Finding, GateResult, RunRecord, to_json
 from rdrop_reports.html_tables import Cell, Table
 from rdrop_reports.latex import latex_table, latex_tables
 from rdrop_reports.markdown import markdown_table, markdown_tables
 from rdrop_reports.numbers import format_parts
 from rdrop_reports.text import elide
+from rdrop_reports.verdict import verdicts
 
 FREEDOM = ("fisher_trace", "effective_dimension")
 
@@ -392,3 +393,59 @@ def test_how_something_was_estimated_is_a_note_and_no_warning(capsys):
 def test_a_checkpoint_beside_groups_has_a_column(capsys):
     head = next(line for line in printed(grouped(), capsys).splitlines() if line.startswith(" metric"))
     assert head.split() == ["metric", "base", "rdrop", "alone"]
+
+
+# --- what is pasted, and what notebooks show
+
+
+@pytest.mark.parametrize("tables", [markdown_tables, latex_tables])
+def test_pasted_tables_begin_with_the_verdict_and_what_it_comes_with(tables):
+    before = re.split(r"\\begin\{table\}|\n## ", tables(record()))[0]
+    (verdict,) = verdicts(record())
+    assert "eval accuracy" in verdict.context
+    assert set(re.findall(r"[A-Za-z]{4,}", verdict.text)) <= set(re.findall(r"[A-Za-z]{4,}", before))
+
+
+def test_results_say_shortly_what_they_are():
+    shown = repr(results("base", "one", "two", "three", "four"))
+    assert shown.startswith("<Results of 5 checkpoints (base, one, two, three, ...), 4 metrics: ")
+    assert len(repr(Results(record(("x" * 999, *HOSTILE)), None))) < 600
+    assert repr(results("only")).startswith(
+        "<Results of 1 checkpoint (only), 4 metrics: The sub-models of only diverge"
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_notebook_shows_headline_verdicts_and_labelled_metrics(name):
+    html = Results(record(("base", name)), None)._repr_html_()
+    root = ElementTree.fromstring(f"<div>{html}</div>")  # noqa: S314 - ours
+    assert {element.tag for element in root.iter()} == {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td"}
+    assert "eval accuracy" in html
+    assert "<th>EPKL (nats)</th>" in html
+    assert "<td" in html
+
+
+# --- results.json by hand
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"reference": "nobody"}, "its reference 'nobody' is no checkpoint in it"),
+        ({"reference_group": "nobody"}, "its reference 'nobody' is no group in it"),
+        ({"checkpoints": [record().checkpoints[0]] * 2}, "there are two checkpoints called 'base'"),
+        ({"groups": [grouped().groups[0]] * 2}, "there are two groups called 'base'"),
+        ({"schema_version": 99}, "schema version 99, this version reads 1"),
+    ],
+)
+def test_results_that_contradict_themselves_are_refused_in_one_line(change, reason, saved):
+    path = saved / "results.json"
+    path.write_bytes(to_json(replace(results().record, **change)))
+    done = run("report", str(path))
+    assert done.exit_code == 4
+    assert done.stderr == f"Error: {path} cannot be read as results: {reason}\n"
+
+
+def test_another_schema_is_named_before_anything_that_it_lacks(saved):
+    (saved / "results.json").write_text('{"schema_version": 2, "other": []}')
+    assert "schema version 2, this version reads 1" in run("report", str(saved)).stderr
