@@ -301,6 +301,16 @@ def test_an_interrupt_while_modules_are_loaded_is_one_line(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Error: interrupted\n")
 
 
+def test_little_is_loaded_before_an_interrupt_is_one_line():
+    code = "import sys; known = set(sys.modules); import rdrop_analysis.__main__; print(*set(sys.modules) - known)"
+    path = {
+        **os.environ,
+        "PYTHONPATH": str(Path(terminal.__file__).parents[1]),
+    }  # without site, which may load anything
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env=path)  # noqa: S603 - own code
+    assert set(done.stdout.split()) == {"__future__", "rdrop_analysis", "rdrop_analysis.__main__"}
+
+
 def test_thousands_are_separated_by_spaces(project):
     done = run("baseline.pt", *COMMON, "--limit", "99999999999")
     assert "Measured on at most 99\u202f999\u202f999\u202f999 examples" in done.output
