@@ -1,14 +1,16 @@
 """Measure how far a dropout-trained PyTorch model is from the model that is deployed.
 
-The public API; names are imported when first used, so that importing the package costs nothing.
+The public API; names are imported when first used, so that importing the package costs nothing: not even `typing`, for
+an interrupt while that is loaded would be met by nobody (the command begins in `__main__`).
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # what typing has, for type checkers and linters
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from rdrop_analysis.analysis import analyze
     from rdrop_analysis.checkpoints import load_checkpoint, save_checkpoint
     from rdrop_analysis.losses import RDropLoss
@@ -31,6 +33,8 @@ __all__ = ["RDropLoss", "Results", "analyze", "load_checkpoint", "load_results",
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

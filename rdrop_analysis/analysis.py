@@ -24,7 +24,7 @@ from rdrop_analysis.assembling import (
     run_findings,
     said_once,
 )
-from rdrop_analysis.axis import axis_of, check_axis
+from rdrop_analysis.axis import axis_of, check_axis, constant
 from rdrop_analysis.errors import INTERRUPTED, CheckpointError, RDropAnalysisError, UsageError
 from rdrop_analysis.gallery import most_inconsistent
 from rdrop_analysis.grouping import Groups, Lineup, line_up
@@ -310,7 +310,7 @@ class _Run:
         over = config["over"]
         axis = None if over is None else axis_of(str(over), checkpoints)
         grouped = arms(self.measured, lineup.groups, wanted, axis)
-        notes = run_findings(self.measured, reference) + grouped.findings
+        notes = run_findings(self.measured, reference) + grouped.findings + constant(axis)
         notes += data_findings(data, self.source.differing)
         record = RunRecord(
             schema_version=SCHEMA_VERSION,

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from rdrop_analysis.data.examples import IGNORED, Data
+from rdrop_analysis.files import counted
 from rdrop_analysis.measuring import Measured
 from rdrop_probes.groups import BIASED_IN_K, differ_in_k
 from rdrop_probes.records import Comparison, DataRecord, Finding
@@ -71,7 +72,7 @@ def data_findings(data: Data, differing: bool) -> list[Finding]:
     """What the reader has to know of the data."""
     findings = [Finding(code=code, message=text) for code, text in data.notes.items()]
     if data.n_examples < FEW:
-        text = f"{data.n_examples} example(s): intervals from so few are rough"
+        text = f"{counted(data.n_examples, 'example')}: intervals from so few are rough"
         findings.append(Finding(code="few_examples", message=text))
     if differing:
         text = "the checkpoints' own tokenizers or processors make different inputs of the same examples"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from rdrop_analysis.files import counted
 from rdrop_probes.records import SiteRecord
 
 NUMBER = re.compile(r"(?<![^.#])\d+(?![^.#])")  # a whole part of a path, or an ordinal
@@ -46,11 +47,12 @@ class Audit:
     def _reached(self) -> str:
         """How many sites module patching reaches."""
         recipe = "switching nn.Dropout modules on in eval mode, as tools for MC dropout do,"
+        sites = counted(len(self.sites), "site")
         missed = [site for site in self.sites if not site.found_by_patching]
         if not missed:
-            return f"{len(self.sites)} site(s): {recipe} reaches all of them."
+            return f"{sites}: {recipe} reaches all of them."
         reached = len(self.sites) - len(missed)
-        return f"{len(self.sites)} site(s): {recipe} reaches {reached or 'none'} and misses {_count(missed)}."
+        return f"{sites}: {recipe} reaches {reached or 'none'} and misses {_count(missed)}."
 
 
 @dataclass(frozen=True)

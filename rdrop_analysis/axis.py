@@ -13,9 +13,19 @@ from rdrop_analysis.loading.descriptions import Scalar, checked_description
 from rdrop_analysis.loading.lightning import plain_settings
 from rdrop_analysis.loading.stored import read_stored
 from rdrop_analysis.subjects import Entry
-from rdrop_probes.records import Axis, CheckpointResult
+from rdrop_probes.records import Axis, CheckpointResult, Finding
 
 NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+
+
+def constant(axis: Axis | None) -> list[Finding]:
+    """What the reader has to know where nothing is drawn over the axis."""
+    if axis is None or len(set(axis.values.values())) > 1:
+        return []
+    value = next(iter(axis.values.values()))
+    where = "in every checkpoint" if len(axis.values) > 1 else "in the only checkpoint"
+    text = f"{printable(axis.name, 30)} is {value:g} {where}: nothing to draw over"
+    return [Finding(code="constant_axis", message=text)]
 
 
 def axis_of(field: str, checkpoints: Sequence[CheckpointResult]) -> Axis:
@@ -24,8 +34,8 @@ def axis_of(field: str, checkpoints: Sequence[CheckpointResult]) -> Axis:
     Raises:
         UsageError: one of them has no number of that name.
     """
-    values = {c.name: value_of(field, c.training, c.name, c.path or "") for c in checkpoints}
-    return Axis(name=field, values={name: _there(field, name, value) for name, value in values.items()})
+    found = [(c, value_of(field, c.training, c.name, c.path or "")) for c in checkpoints]
+    return Axis(name=field, values={c.name: _there(field, c.name, value, c.training) for c, value in found})
 
 
 def value_of(field: str, training: Mapping[str, Scalar], *names: str) -> float | None:
@@ -76,13 +86,16 @@ def _training(path: str, *, trust_code: bool) -> Mapping[str, Scalar]:
     return plain_settings(stored.content) if description is None else dict(description["training"])
 
 
-def _there(field: str, name: str, value: float | None, training: Mapping[str, Scalar] | None = None) -> float:
+def _there(field: str, name: str, value: float | None, training: Mapping[str, Scalar]) -> float:
     if value is not None:
         return value
-    known = [printable(key, 30) for key, other in (training or {}).items() if _number(other) is not None]
-    numbers = f" (numbers in it: {', '.join(known)})" if known else ""
-    text = f"{printable(name)} has no {printable(field, 30)}, neither in its training settings{numbers} nor in its name"
-    raise UsageError(f"{text}: name it such as {printable(field, 30)}-0.5, or leave --over out")
+    shown = printable(field, 30)
+    if (text := next((other for key, other in training.items() if _plain(key) == _plain(field)), None)) is not None:
+        raise UsageError(f"the {shown} of {printable(name)} is {printable(text, 30)!r}, which is not a number")
+    known = [printable(key, 30) for key, other in training.items() if _number(other) is not None]
+    numbers = f" (numbers there: {', '.join(known)})" if known else ""
+    text = f"no number called {shown!r} is in the training settings{numbers} or the name of {printable(name)}"
+    raise UsageError(f"{text}: name it such as {shown}-0.5, or leave --over out")
 
 
 def _plain(key: str) -> str:

@@ -18,7 +18,7 @@ from rdrop_analysis.commands.merge import merge
 from rdrop_analysis.commands.report import report
 from rdrop_analysis.commands.sites import sites
 from rdrop_analysis.commands.train import train
-from rdrop_analysis.errors import INTERRUPTED, RDropAnalysisError
+from rdrop_analysis.errors import INTERRUPTED, UNEXPECTED, RDropAnalysisError
 from rdrop_analysis.files import visible
 
 EPILOG = """\b
@@ -29,8 +29,9 @@ Examples:
   rdrop-analyze sites weights.pt --model net.py:Net --data test.npz
 
 \b
-Exit codes: 0 done, 1 a --fail-if gate failed, 2 usage, 3 refused as unsafe, 4 unreadable checkpoint
-or data, 130 interrupted (what was finished is saved)."""
+Exit codes: 0 done, 1 a --fail-if gate failed, 2 usage, 3 refused as unsafe, 4 a checkpoint or data
+that cannot be read, or a result that cannot be written, 70 an unexpected error (please report it),
+130 interrupted. What was finished is saved."""
 
 
 class Group(DefaultGroup):  # type: ignore[misc] # click-default-group has no type information
@@ -58,6 +59,12 @@ class Group(DefaultGroup):  # type: ignore[misc] # click-default-group has no ty
             _fail(ctx, f"{problem.strerror or problem}: nothing more could be written", 4)
         except KeyboardInterrupt:
             _fail(ctx, "interrupted", INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as problem:  # a fault of ours must not read as a gate that failed, whose exit code is Python's
+            from rdrop_analysis.workers import unexpected
+
+            _fail(ctx, str(unexpected(problem)), UNEXPECTED)
 
 
 def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:

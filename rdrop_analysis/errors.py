@@ -1,11 +1,12 @@
 """The errors a user can cause, each with the exit code of the command line.
 
 A message is one line that says what is wrong and what to do. The codes: 1 a gate failed, 2 usage, 3 refused
-as unsafe, 4 unreadable checkpoint or data, 130 interrupted.
+as unsafe, 4 cannot read or write, 70 an unexpected error (a fault of ours), 130 interrupted.
 """
 
 from __future__ import annotations
 
+UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130
 
 
@@ -33,3 +34,9 @@ class CheckpointError(RDropAnalysisError):
 
 class DataError(RDropAnalysisError):
     """The data cannot be read, or the model or the task cannot use it."""
+
+
+class UnexpectedError(RDropAnalysisError):
+    """A fault of ours, which is no verdict on any checkpoint."""
+
+    exit_code = UNEXPECTED

@@ -29,10 +29,14 @@ def check_formats(formats: Collection[str]) -> None:
         raise UsageError("the format parquet needs pyarrow: pip install 'rdrop-analysis[parquet]', or write csv")
 
 
-def check_writable(directory: Path) -> None:
+def check_writable(directory: Path, option: str = "--output") -> None:
     """See that files can be made in a directory that may not be there yet, before any work is done for it.
 
     Nothing is left behind: where it is not there, its nearest parent is tried.
+
+    Args:
+        directory: where files are to be.
+        option: that names it, for the error.
 
     Raises:
         DataError: it cannot be made or written.
@@ -44,7 +48,7 @@ def check_writable(directory: Path) -> None:
         with TemporaryDirectory(dir=nearest, prefix=".rdrop-"):
             pass
     except OSError as problem:
-        raise DataError(f"cannot write to {directory}: {problem.strerror}; name another with --output") from problem
+        raise DataError(f"cannot write to {directory}: {problem.strerror}; name another with {option}") from problem
 
 
 def write_whole(path: Path, content: bytes, error: type[RDropAnalysisError]) -> None:
@@ -77,6 +81,11 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def counted(number: int, noun: str) -> str:
+    """How many there are of something: `1 site`, `2 sites`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def printable(text: object, limit: int = 80) -> str:

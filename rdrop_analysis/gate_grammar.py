@@ -2,11 +2,11 @@
 
     gate     = sum ("<" | "<=" | ">" | ">=" | "==" | "!=") sum
     sum      = product (("+" | "-") product)*
-    product  = ["-"] (number | quantity) ("*" ["-"] (number | quantity))*
+    product  = ["-"] (number ["%"] | quantity) ("*" ["-"] (number ["%"] | quantity))*
     quantity = [name "."] metric ["." part]
 
 A name is `reference`, a checkpoint or a group; one with signs other than letters, digits, `_` and `-` stands in
-backticks. A part is one of PARTS; without one the estimate is meant.
+backticks. A part is one of PARTS; without one the estimate is meant. `1%` is 0.01.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ PARTS = (
     ("difference",), ("difference", "low"), ("difference", "high"),
     ("ratio",), ("ratio", "low"), ("ratio", "high"), ("p_value",), ("p_adjusted",), ("effect_size",),
 )  # fmt: skip
+PARTS_LISTED = ", ".join(".".join(part) for part in PARTS[1:])
 _TOKEN = re.compile(
-    r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
+    r"(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|`(?P<quoted>(?:[^`]|``)+)`"
     r"|(?P<word>[^\W\d]\w*(?:-\w+)*)"
-    r"|(?P<sign><=|>=|==|!=|[<>.+*-])"
+    r"|(?P<sign><=|>=|==|!=|[<>.+*%-])"
     r"|(?P<other>\S)"
 )
 
@@ -53,10 +54,11 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Product:
-    """A number times quantities."""
+    """A number times quantities; `in_percent` where the number was written with a % sign."""
 
     factor: float
     quantities: tuple[Quantity, ...]
+    in_percent: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,18 +137,21 @@ class _Parser:
 
     def product(self, factor: float) -> Product:
         quantities: list[Quantity] = []
+        in_percent = False
         while True:
             factor = -factor if self.take("-") else factor
             if self.next.kind == "number":
                 factor *= float(self.next.text)
                 self.place += 1
+                if self.take("%"):
+                    factor, in_percent = factor / 100, True
             else:
                 quantities.append(self.quantity())
             if not self.take("*"):
                 break
         if not math.isfinite(factor):
             self.refuse("a number in it is too large")
-        return Product(factor, tuple(quantities))
+        return Product(factor, tuple(quantities), in_percent)
 
     def quantity(self) -> Quantity:
         path = [self.name()]
@@ -157,7 +162,8 @@ class _Parser:
         rest = path[: len(path) - length]
         if len(rest) > 2:
             spelled = ".".join(token.text for token in path)
-            self.refuse(f"{printable(spelled)} has too many dots: a name with a dot in it stands in backticks")
+            why = f"the parts of a metric are {PARTS_LISTED}; a name with a dot in it stands in backticks"
+            self.refuse(f"{printable(spelled)} has too many dots: {why}")
         subject = rest[0] if len(rest) == 2 else None
         return Quantity(
             metric=rest[-1].text,

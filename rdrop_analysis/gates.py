@@ -1,4 +1,4 @@
-"""Gates: what `--fail-if` says of a record, in the unit shown. A gate fails where its expression is true.
+"""Gates: what `--fail-if` says of a record, in the unit shown, shares as fractions. One fails where it is true.
 
 What cannot be known fails as well: a gate never passes because a number is missing.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import get_args
 
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.files import printable
-from rdrop_analysis.gate_grammar import REFERENCE, Gate, Product, Quantity
+from rdrop_analysis.gate_grammar import Gate, Product, Quantity
+from rdrop_analysis.gate_names import OF_METRICS, check_names, no_reference, of_shares
 from rdrop_probes.records import Comparison, GateResult, Metric, RunRecord
 
 SIGNS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
@@ -27,8 +26,6 @@ SIGNS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
         "!=": operator.ne,
     }
 )
-OF_METRICS = frozenset({"estimate", "low", "high", "mask_low", "mask_high"})
-MOST_NAMES = 8
 
 
 def check(record: RunRecord, gates: Iterable[Gate]) -> list[GateResult]:
@@ -45,30 +42,6 @@ def check(record: RunRecord, gates: Iterable[Gate]) -> list[GateResult]:
     for gate in gates:
         arms.check_names(gate)
     return [_result(arms, gate, subject) for gate in gates for subject in arms.subjects(gate)]
-
-
-def check_names(gates: Iterable[Gate], metrics: Collection[str], names: Collection[str] | None) -> None:
-    """See that gates name known metrics, and checkpoints or groups of these names, before anything is measured.
-
-    Raises:
-        UsageError: one does not.
-    """
-    for gate in gates:
-        for quantity in gate.quantities():
-            if quantity.metric not in metrics:
-                raise UsageError(_unknown(gate, "metric", quantity.metric, metrics))
-            if names is not None and quantity.subject is not None and not quantity.of_reference:
-                _check_subject(gate, quantity.subject, names)
-
-
-def known_metrics() -> set[str]:
-    """Names of the metrics that probes give."""
-    from rdrop_probes.families import FamilyName
-    from rdrop_probes.registry import available
-    from rdrop_reports.definitions import DEFINITIONS
-
-    probes = [probe for family in get_args(FamilyName) for probe in available(family).values()]
-    return set(DEFINITIONS).union(*(probe.units for probe in probes))
 
 
 class _Arms:
@@ -90,7 +63,7 @@ class _Arms:
         metrics = {name for found in self.metrics.values() for name in found}
         check_names([gate], metrics, self.metrics)
         if self.reference is None and any(quantity.of_reference for quantity in gate.quantities()):
-            raise UsageError(f"{gate.text!r} names the {REFERENCE}, and there is nothing to compare with")
+            raise UsageError(no_reference(gate))
 
     def subjects(self, gate: Gate) -> list[str]:
         """Whom a gate is checked for: every candidate, or those that it names alone."""
@@ -139,7 +112,9 @@ def _result(arms: _Arms, gate: Gate, subject: str) -> GateResult:
         text, failed = f"{what}, so the gate cannot pass", True
     else:
         failed = SIGNS[gate.sign](value, bound)
-        text = _compared(value, gate.sign if failed else f"is not {gate.sign}", bound, _units(arms, gate, subject))
+        sign, percent = gate.sign if failed else f"is not {gate.sign}", _in_percent(gate)
+        unit, scale = ("%", 100.0) if percent else (_units(arms, gate, subject), 1.0)
+        text = _compared(value * scale, sign, bound * scale, unit)
     return GateResult(
         expression=gate.text,
         subject=subject,
@@ -168,20 +143,13 @@ def _units(arms: _Arms, gate: Gate, subject: str) -> str:
     return f" {units.pop()}".rstrip() if len(units) == 1 else ""
 
 
+def _in_percent(gate: Gate) -> bool:
+    """Whether both sides are shares, which are shown in percent; the product of two is none."""
+    alone = all(len(product.quantities) < 2 for product in (*gate.left, *gate.right))
+    return alone and all(of_shares(quantity) for quantity in gate.quantities())
+
+
 def _compared(value: float, sign: str, bound: float, unit: str) -> str:
     """Both numbers, with as many digits as tell them apart."""
     digits = next((n for n in (4, 6, 9, 12) if value == bound or f"{value:.{n}g}" != f"{bound:.{n}g}"), 17)
-    return f"{value:.{digits}g} {sign} {bound:.{digits}g}{unit}"
-
-
-def _check_subject(gate: Gate, subject: str, names: Collection[str]) -> None:
-    if subject not in names:
-        raise UsageError(_unknown(gate, "checkpoint or group", subject, names))
-
-
-def _unknown(gate: Gate, kind: str, name: str, known: Collection[str]) -> str:
-    """One line that says what there is instead."""
-    near = get_close_matches(name, known, n=3) or list(known)[:MOST_NAMES]
-    more = ", ..." if len(near) < len(known) else ""
-    text = f"{printable(gate.text)!r} names no {kind} of this run: there is no {printable(name)!r}"
-    return f"{text}, but {', '.join(printable(other) for other in near)}{more}"
+    return f"{value:.{digits}g}{unit if unit == '%' else ''} {sign} {bound:.{digits}g}{unit}"

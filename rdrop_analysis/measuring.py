@@ -11,6 +11,7 @@ from torch import nn
 from rdrop_analysis.batching import Batching, batching
 from rdrop_analysis.data.examples import Data, check_labels, with_whole_labels
 from rdrop_analysis.errors import DataError, UsageError
+from rdrop_analysis.files import counted
 from rdrop_analysis.identity import key_of
 from rdrop_analysis.reading import Reader
 from rdrop_analysis.recognising import recognise
@@ -243,5 +244,5 @@ def _infinite(name: str, metric_name: str, column: Column, per: str) -> list[Fin
     if not len(infinite):
         return []
     first = ", ".join(map(str, infinite[:5])) + (", ..." if len(infinite) > 5 else "")
-    text = f"{metric_name} is infinite for {int(counts.sum())} {per}(s) (example {first}), left out of its mean"
+    text = f"{metric_name} is infinite for {counted(int(counts.sum()), per)} (example {first}), left out of its mean"
     return [Finding(code="infinite", message=text, checkpoint=name)]

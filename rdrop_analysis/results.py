@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rdrop_analysis.errors import DataError, UsageError
-from rdrop_analysis.files import PICTURES, check_formats, check_writable, printable, write_whole
+from rdrop_analysis.files import PICTURES, check_formats, check_writable, counted, printable, write_whole
 from rdrop_analysis.journal import Spent
 from rdrop_probes.records import RunRecord, Unit, in_unit, read_record, to_json
 
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 RESULTS = "results.json"
 PER_EXAMPLE = "per_example"
 TABLES = ("summary.csv", "summary.parquet", f"{PER_EXAMPLE}.csv", f"{PER_EXAMPLE}.parquet", "tables.tex", "tables.md")
+MOST_NAMES = 4  # in a repr
 Style = Literal["screen", "paper"]
 DEFAULT_FORMATS = ("html", "png", "json", "csv")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """What an analysis found.
 
     Attributes:
         record: everything, as plain data; divergences in nats.
         per_example: one row a checkpoint and example: `checkpoint`, `example`, `label`, `prediction` and one
-            column a metric (nats), or None if the results were read from a file without it.
+            column a metric, divergences in nats whatever the unit shown; None if the results were read from a file
+            without it. Files have it in the unit shown, which their column `divergence_unit` names.
         journals: the finished work items of this run, which are of no more use once it is saved.
     """
 
@@ -124,7 +126,10 @@ class Results:
 
     def _tables(self, formats: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Names and contents of the files with tables."""
-        frames = {"summary": self.summary, PER_EXAMPLE: self.per_example}
+        from rdrop_reports.per_example import for_files
+
+        rows = None if self.per_example is None else for_files(self.shown, self.per_example)
+        frames = {"summary": self.summary, PER_EXAMPLE: rows}
         for name, frame in frames.items():
             if "csv" in formats and frame is not None:
                 yield f"{name}.csv", frame.to_csv(index=False).encode()
@@ -152,9 +157,19 @@ class Results:
         return render_page(self.shown, self.per_example)
 
     def _repr_html_(self) -> str:
-        """The comparisons, or the summary of a single checkpoint, as a table for notebooks."""
-        table = self.comparisons if self.record.comparisons else self.summary
-        return str(table.to_html(index=False, escape=True, float_format="{:.4g}".format))
+        """What notebooks show: headline, verdicts, and a table of some metrics."""
+        from rdrop_reports.notebook import notebook_html
+
+        return notebook_html(self.shown)
+
+    def __repr__(self) -> str:
+        from rdrop_reports.verdict import headline
+
+        names = [printable(checkpoint.name, 40) for checkpoint in self.record.checkpoints]
+        more = ", ..." if len(names) > MOST_NAMES else ""
+        metrics = {name for checkpoint in self.record.checkpoints for name in checkpoint.metrics}
+        of = f"{counted(len(names), 'checkpoint')} ({', '.join(names[:MOST_NAMES])}{more})"
+        return f"<Results of {of}, {counted(len(metrics), 'metric')}: {headline(self.shown)}>"
 
 
 def _write_figures(
@@ -203,16 +218,18 @@ def load_results(path: str | Path) -> Results:
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem).splitlines()[0]
         raise DataError(f"{path} cannot be read as results: {reason}") from problem
-    return Results(record, _per_example_beside(path))
+    return Results(record, _per_example_beside(path, record))
 
 
-def _per_example_beside(path: Path) -> pd.DataFrame | None:
-    """The per-example table beside a `results.json`, None if there is none.
+def _per_example_beside(path: Path, record: RunRecord) -> pd.DataFrame | None:
+    """The per-example table beside a `results.json`, in nats; None if there is none.
 
     Raises:
         DataError: it cannot be read.
     """
     import pandas as pd
+
+    from rdrop_reports.per_example import from_files
 
     tables = [path.with_name(f"{PER_EXAMPLE}{suffix}") for suffix in (".csv", ".parquet")]
     table = next((table for table in tables if table.exists()), None)
@@ -224,6 +241,6 @@ def _per_example_beside(path: Path) -> pd.DataFrame | None:
         per_example = pd.read_csv(table) if table.suffix == ".csv" else pd.read_parquet(table, engine="pyarrow")
         if "label" in per_example:
             per_example["label"] = pd.to_numeric(per_example["label"]).convert_dtypes()
+        return from_files(record, per_example)
     except (OSError, ValueError, TypeError) as problem:
         raise DataError(f"{table} cannot be read: {printable(problem, 200)}") from problem
-    return per_example

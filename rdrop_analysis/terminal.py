@@ -45,7 +45,12 @@ HEADLINE_METRICS = (
     "jacobian_fisher",
     "predicted_epkl",
     "epkl_over_predicted",
+    "fisher_trace",
+    "effective_dimension",
 )
+NOTES = frozenset(
+    {"freedom_examples", "sampled_freedom", "sampled_classes"}
+)  # findings that say how, not what is wrong
 LABEL_WIDTH = 25
 COLUMN_WIDTH = 18
 MAX_TENSORS = 40
@@ -110,7 +115,8 @@ def show(results: Results, directory: Path, formats: Sequence[str], *, quiet: bo
     console = _Console(highlight=False, soft_wrap=True)
     if not quiet:
         _show_verdict(console, record)
-        console.print(_metrics_table(record, console.width))
+        if (table := _metrics_table(record, console.width)).rows:
+            console.print(table)
         _show_files(console, directory, formats)
     errors = _Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in record.failures:
@@ -180,17 +186,20 @@ def _bars(*, quiet: bool) -> Progress:
 def _show_verdict(console: Console, record: RunRecord) -> None:
     console.print(f"[bold]{escape(headline(record))}[/bold]")
     for verdict in verdicts(record):
-        console.print(escape(" ".join(filter(None, (verdict.sentence, verdict.context)))))
+        console.print(escape(verdict.text))
     for caveat in caveats(record):
         console.print(escape(caveat), style="dim")
     for warning in record.warnings:
         where = f"{escape(warning.checkpoint)}: " if warning.checkpoint else ""
-        console.print(f"[yellow]Warning:[/yellow] {where}{escape(warning.message)}")
+        word = "Note:" if warning.code in NOTES else "[yellow]Warning:[/yellow]"
+        console.print(f"{word} {where}{escape(warning.message)}")
 
 
 def _metrics_table(record: RunRecord, width: int) -> Table:
-    """One column a group of training seeds or else a checkpoint, as many as fit with an interval on one line."""
-    subjects: Sequence[GroupResult | CheckpointResult] = record.groups or record.checkpoints
+    """One column a group of training seeds and a checkpoint that is in none, as many as fit with their intervals."""
+    members = {name for group in record.groups for name in group.members}
+    alone = [checkpoint for checkpoint in record.checkpoints if checkpoint.name not in members]
+    subjects: Sequence[GroupResult | CheckpointResult] = [*record.groups, *alone]
     shown = subjects[: max(1, (width - LABEL_WIDTH) // COLUMN_WIDTH)]
     columns = (Column(escape(subject.name), overflow="fold", min_width=COLUMN_WIDTH - 2) for subject in shown)
     table = Table(Column("metric", width=LABEL_WIDTH), *columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from rdrop_analysis.errors import DataError, RDropAnalysisError
+from rdrop_analysis.errors import DataError, RDropAnalysisError, UnexpectedError
 from rdrop_analysis.files import printable
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ def _sendable(problem: Exception) -> RDropAnalysisError:
     return problem if isinstance(problem, RDropAnalysisError) else unexpected(problem)
 
 
-def unexpected(problem: Exception) -> DataError:
+def unexpected(problem: Exception) -> UnexpectedError:
     """A fault of ours, in one line."""
-    text = f"unexpected {type(problem).__name__}: {printable(problem, 200)}"
-    return DataError(f"{text}; -v shows where, please report it")
+    text = f"unexpected error: {type(problem).__name__}: {printable(problem, 200)}"
+    return UnexpectedError(f"{text}; -v shows where; please report it")

@@ -76,7 +76,7 @@ def test_draws_of_one_module_called_again_and_again_share_a_row():
 def test_the_verdict_counts_what_module_patching_misses_by_kind():
     depth = [site(f"l.{i}", kind="stochastic depth", found_by_patching=False) for i in range(2)]
     (said,) = Audit(checkpoint="x", sites=[*DEEP, *depth]).sentences()
-    assert said.startswith("28 site(s)")
+    assert said.startswith("28 sites")
     assert "reaches 14 and misses 14 (12 attention dropout, 2 stochastic depth)" in said
     (said,) = Audit(checkpoint="x", sites=depth).sentences()
     assert "reaches none and misses 2 (stochastic depth)" in said
@@ -106,7 +106,7 @@ def test_a_deep_model_is_readable_in_100_columns(monkeypatch, capsys):
     hostile = site("[red]evil\x1b[31m")
     terminal.show_sites(Audit(checkpoint="x", sites=[*DEEP, hostile]))
     shown = capsys.readouterr().out
-    table = shown[: shown.index("27 site(s)")].splitlines()
+    table = shown[: shown.index("27 sites")].splitlines()
     assert max(map(len, table)) <= 100
     assert len(table) < 15
     assert "encoder.layer.{0-11}.attention.self" in shown

@@ -197,7 +197,7 @@ def test_sites_lists_every_draw(project):
     done = run("sites", "baseline.pt", "--model", "net.py:Net", "--data", "test.npz")
     assert done.exit_code == 0, done.output
     assert "0.3" in done.output
-    assert "1 site(s)" in done.output
+    assert "1 site:" in done.output
 
 
 def test_inspect_shows_what_a_file_holds(project):
@@ -301,6 +301,16 @@ def test_an_interrupt_while_modules_are_loaded_is_one_line(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Error: interrupted\n")
 
 
+def test_little_is_loaded_before_an_interrupt_is_one_line():
+    code = "import sys; known = set(sys.modules); import rdrop_analysis.__main__; print(*set(sys.modules) - known)"
+    path = {
+        **os.environ,
+        "PYTHONPATH": str(Path(terminal.__file__).parents[1]),
+    }  # without site, which may load anything
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env=path)  # noqa: S603 - own code
+    assert set(done.stdout.split()) == {"__future__", "rdrop_analysis", "rdrop_analysis.__main__"}
+
+
 def test_thousands_are_separated_by_spaces(project):
     done = run("baseline.pt", *COMMON, "--limit", "99999999999")
     assert "Measured on at most 99\u202f999\u202f999\u202f999 examples" in done.output
@@ -337,9 +347,22 @@ def test_an_unexpected_error_loses_nothing_that_was_measured(project, monkeypatc
 
     monkeypatch.setattr(analysis, "measure_subject", breaks_on_the_second)
     done = run("baseline.pt", "rdrop.pt", *COMMON)
-    assert done.exit_code == 4
-    assert "unexpected ZeroDivisionError: of all things" in done.output
+    assert done.exit_code == 70
+    assert "unexpected error: ZeroDivisionError: of all things; -v shows where; please report it" in done.output
     assert [c["name"] for c in json.loads(Path("rdrop-report/results.json").read_text())["checkpoints"]] == ["baseline"]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_an_unexpected_error_is_one_line_and_no_failed_gate(verbose, project, monkeypatch):
+    def breaks(*_arguments, **_more):
+        raise ZeroDivisionError("of all\nthings")
+
+    monkeypatch.setattr("rdrop_analysis.results.Results.save", breaks)
+    done = run("baseline.pt", *COMMON, *(["-v"] if verbose else []))
+    assert done.exit_code == 70
+    line = "Error: unexpected error: ZeroDivisionError: of all\\nthings; -v shows where; please report it"
+    assert line in done.output.splitlines()
+    assert ("Traceback" in done.output) == verbose
 
 
 def test_a_reference_that_fails_is_replaced_and_said_so(project):
@@ -362,7 +385,7 @@ def test_a_failed_run_makes_no_directory_and_a_new_one_leaves_nothing_old(projec
 
 def test_sites_take_their_options_from_rdrop_toml_as_well(project):
     Path("rdrop.toml").write_text('model = "net.py:Net"\ndata = "test.npz"\nlimit = 5\n')
-    assert "1 site(s)" in run("sites", "baseline.pt").output
+    assert "1 site:" in run("sites", "baseline.pt").output
 
 
 def test_a_reader_that_stops_reading_is_no_error(project):

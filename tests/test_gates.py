@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import operator
 import random
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from torch import nn
 from rdrop_analysis.cli import main
 from rdrop_analysis.errors import UsageError
 from rdrop_analysis.gate_grammar import PARTS, parse_gate
-from rdrop_analysis.gates import check, known_metrics
+from rdrop_analysis.gate_names import doubtful, known_metrics
+from rdrop_analysis.gates import check
 from rdrop_analysis.junit import junit_xml
 from rdrop_probes.records import Failure, GateResult, RunRecord, in_unit
 
@@ -69,6 +71,10 @@ def test_a_difference_is_in_the_unit_of_the_comparison():
         ("epkl-0.1 > 0", "a minus has spaces around it"),
         ("alpha0.5.epkl > 0", "stand in backticks"),
         ("a.b.c.d > 1", "a name with a dot in it stands in backticks"),
+        ("rdrop.epkl.foo > 1", "the parts of a metric are low, high, .*ratio.low"),
+        ("epkl > \uff10.\uff11", "'\uff10' stands where a metric or a number"),
+        ("epkl > 1 % 2", "'2' stands where the end"),
+        ("epkl% > 1", "'%' stands where one of"),
         ("epkl > 1e999", "too large"),
         ("epkl > 1e308 * 1e308", "too large"),
         ("epkl > `", "stands where a metric"),
@@ -154,6 +160,9 @@ def test_groups_are_candidates_and_their_members_are_not():
         ("epk > 1", "no metric of this run: there is no 'epk', but epkl"),
         ("rdop.epkl > 1", "no checkpoint or group of this run: there is no 'rdop', but rdrop"),
         ("__class__.__mro__ > 1", "there is no '__mro__'"),
+        ("epkl.foo > 1", "names no part of epkl: there is no 'foo', but low, high, mask_low"),
+        ("zzz_eval > 1", "'zzz_eval', but nll_eval, "),
+        ("qq > 1", "'qq', but accuracy_eval, epkl, jacobian_fisher, nll_eval$"),
         ("`reference`.epkl > 1", "no checkpoint or group of this run: there is no 'reference'"),
     ],
 )
@@ -195,6 +204,45 @@ def test_gates_go_by_the_unit_shown():
     assert nats.message.endswith("0.05 nats")
     assert bits.message.endswith("0.05 bits")
     assert one(whole, "epkl.ratio > 0").message.endswith("> 0")
+
+
+@pytest.mark.parametrize(
+    ("text", "bound", "message"),
+    [
+        ("accuracy_eval > 1%", 0.01, r"% > 1%$"),
+        ("accuracy_eval > 0.01", 0.01, r"% > 1%$"),
+        ("accuracy_eval > 0.1 * 5 %", 0.005, r"% > 0.5%$"),
+        ("accuracy_eval.difference > -100%", -1.0, r"% > -100%$"),
+        ("accuracy_eval.ratio > 1%", 0.01, r" > 0.01$"),
+        ("accuracy_eval * accuracy_eval > 1%", 0.0001, None),
+    ],
+)
+def test_shares_are_fractions_or_percents_and_are_told_as_shown(text, bound, message):
+    found = one(record(), text)
+    if message is None:
+        assert "%" not in found.message
+    else:
+        assert found.bound == pytest.approx(bound)
+        assert re.search(message, found.message)
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("flip_rate > 1", True),
+        ("-2 > accuracy_gap.difference", True),
+        ("flip_rate > 1%", False),
+        ("flip_rate > 0.5", False),
+        ("flip_rate > 2 * reference.flip_rate", False),
+        ("flip_rate.ratio > 1.1", False),
+        ("flip_rate * epkl > 2", False),
+        ("epkl > 2", False),
+    ],
+)
+def test_a_share_held_against_all_or_more_is_warned_of(text, warned):
+    said = list(doubtful([parse_gate(text)]))
+    assert len(said) == warned
+    assert not warned or re.search("is a fraction, and -?[12] is -?[12]00%; write -?[12]% for", said[0])
 
 
 def test_both_numbers_are_told_apart_in_the_message():
@@ -289,6 +337,7 @@ def test_quiet_prints_failing_gates_alone(project):
         ("epkl > > 1", "is no gate"),
         ("epk > 1", "there is no 'epk', but epkl"),
         ("rdop.epkl > 1", "there is no 'rdop', but rdrop"),
+        ("epkl.foo > 1", "there is no 'foo', but low, high"),
     ],
 )
 def test_a_malformed_gate_ends_before_anything_is_measured(project, expression, reason):
@@ -371,3 +420,11 @@ def test_the_example_of_a_ci_job_runs(project):
     assert done.exit_code in (0, 1), done.output
     assert Path(command[command.index("--junit") + 1]).exists()
     assert len(stored(command[command.index("--output") + 1])) == command.count("--fail-if")
+
+
+def test_junit_that_cannot_be_written_is_named_before_anything_is_measured(project):
+    Path("file").write_text("no directory")
+    done = run(*MEASURE, "--fail-if", "epkl > 0", "--junit", "file/gates.xml")
+    assert done.exit_code == 4
+    assert "Error: cannot write to file: Not a directory; name another with --junit" in done.stderr
+    assert not Path("out").exists()

@@ -44,6 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save(f"runs/base-{seed}.pt", seed, alpha=0.0, seed=seed)
         save(f"runs/rdrop-{seed}.pt", seed + 10, alpha=1.0, seed=seed)
     save("runs/strong.pt", 20, alpha=5.0, seed=0)
+    save("runs/typed.pt", 21, optimizer="Adam")
     return tmp_path
 
 
@@ -132,7 +133,12 @@ def test_seeds_are_counted_as_numbers_and_odd_names_are_taken_as_they_are(tmp_pa
         (("--group", "=runs/base-*.pt"), "--group takes NAME=GLOB"),
         (("--group", "a=runs/base-0.pt", "--group", "b=runs/base-*.pt"), "base-0 is in the groups a and b"),
         (("--group", "a=runs/base-0.pt", "--reference", "nobody"), "choose from a, base-0"),
-        (("--group", "a=runs/base-?.pt", "--over", "epoch"), "base-0 has no epoch"),
+        (
+            ("--group", "a=runs/base-?.pt", "--over", "epoch"),
+            "no number called 'epoch' is in the training settings (numbers there: alpha, seed) or the name of base-0",
+        ),
+        (("runs/typed.pt", "--over", "optimizer"), "the optimizer of typed is 'Adam', which is not a number"),
+        (("runs/typed.pt", "--over", "no such"), "no number called 'no such' is in"),
         (("--group", "a=runs/base-?.pt", "--over", " "), "--over takes the name"),
     ],
 )
@@ -224,10 +230,23 @@ def test_an_axis_is_read_from_settings():
     assert record()["axis"] == {"name": "alpha", "values": {"base-0": 0.0, "rdrop-0": 1.0, "strong": 5.0}}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [(("runs/base-0.pt", "runs/base-1.pt"), "every checkpoint"), (("runs/base-0.pt",), "the only checkpoint")],
+)
+def test_an_axis_with_a_single_place_is_said_to_be_one(arguments, where):
+    done = run(*arguments, "--over", "alpha")
+    assert done.exit_code == 0, done.output
+    assert f"alpha is 0 in {where}: nothing to draw over" in done.output
+    assert "constant_axis" in codes(record())
+    assert run("runs/base-0.pt", "runs/rdrop-0.pt", "--over", "alpha").exit_code == 0
+    assert "constant_axis" not in codes(record())
+
+
 def test_an_axis_is_read_from_names_of_modules(data):
     results = analyze({"alpha-0.5": net(0), "alpha=2": net(1)}, data, over="alpha", sub_models=2, probes="pairwise_kl")
     assert results.record.axis.values == {"alpha-0.5": 0.5, "alpha=2": 2.0}
-    with pytest.raises(UsageError, match="m has no alpha"):
+    with pytest.raises(UsageError, match="no number called 'alpha' is in the training settings or the name of m:"):
         analyze({"m": net(0)}, data, over="alpha")
 
 

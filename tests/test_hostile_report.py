@@ -222,6 +222,32 @@ def test_chromium_runs_such_scripts_where_nothing_prevents_it(tmp_path: Path, li
     assert listener.called
 
 
+FOLLOWING = """
+const tip = document.getElementById("tip"), links = document.querySelectorAll("dl a.metric, table a.metric");
+const link = [...links].filter((one) => one.checkVisibility()).at(-1), found = [];
+const later = (then) => new Promise((done) => setTimeout(() => { then(); done(); }, 200));
+const near = () => Math.abs(tip.getBoundingClientRect().left - link.getBoundingClientRect().left) < innerWidth
+  && Math.min(Math.abs(tip.getBoundingClientRect().top - link.getBoundingClientRect().bottom),
+              Math.abs(tip.getBoundingClientRect().bottom - link.getBoundingClientRect().top)) < 10;
+(async () => {
+  link.focus();
+  await later(() => found.push(scrollY > 0, !tip.hidden, near()));
+  scrollBy(0, -50);
+  await later(() => found.push(!tip.hidden, near()));
+  link.blur();
+  found.push(tip.hidden);
+  document.title = found.join();
+})();
+"""
+
+
+@needs_chromium
+def test_a_definition_stays_with_the_link_that_has_the_focus(tmp_path: Path, listener: Listener) -> None:
+    page = re.sub(r"<meta http-equiv=\S+ content=\".*?\">", "", render_page(*everything(seeds=2)), count=1)
+    page = page.replace("</body>", f"<script>{{{FOLLOWING}}}</script></body>")
+    assert opened(tmp_path, page, listener).title == "true,true,true,true,true,true"
+
+
 @needs_chromium
 def test_chromium_runs_nothing_from_a_hostile_report(
     tmp_path: Path, listener: Listener, hostile_page: str, harmless_page: str

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
@@ -24,12 +25,16 @@ from rdrop_analysis.cli import main
 from rdrop_analysis.errors import DataError, UsageError
 from rdrop_analysis.loggers import flat_metrics, parse_tracker
 from rdrop_analysis.results import Results, load_results
-from rdrop_probes.records import GateResult, RunRecord
+from rdrop_analysis.terminal import show
+from rdrop_probes.records import Finding, GateResult, RunRecord, to_json
 from rdrop_reports.html_tables import Cell, Table
 from rdrop_reports.latex import latex_table, latex_tables
 from rdrop_reports.markdown import markdown_table, markdown_tables
 from rdrop_reports.numbers import format_parts
 from rdrop_reports.text import elide
+from rdrop_reports.verdict import verdicts
+
+FREEDOM = ("fisher_trace", "effective_dimension")
 
 
 def results(*names: str) -> Results:
@@ -144,6 +149,33 @@ def test_parquet_takes_the_place_of_csv_and_is_read_back(tmp_path):
     assert whole.per_example is not None
     pd.testing.assert_frame_equal(found, whole.per_example, check_dtype=False)
     assert str(found["label"].dtype) == "Int64"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_per_example_table_is_in_the_unit_shown_says_so_and_is_read_back_in_nats(suffix, tmp_path):
+    whole = results()
+    shown = replace(whole, record=replace(whole.record, config={"unit": "bits"}))
+    shown.per_example["accuracy_eval"] = 0.5
+    for name, one in {"nats": whole, "bits": shown}.items():
+        one.save(tmp_path / name, f"json,{suffix}")
+    read = pd.read_csv if suffix == "csv" else pd.read_parquet
+    nats, bits = (read(tmp_path / name / f"per_example.{suffix}") for name in ("nats", "bits"))
+    assert set(nats["divergence_unit"]) == {"nats"}
+    assert set(bits["divergence_unit"]) == {"bits"}
+    np.testing.assert_allclose(bits["epkl"] * math.log(2), nats["epkl"])
+    assert set(bits["accuracy_eval"]) == {0.5}
+    found = load_results(tmp_path / "bits").per_example
+    pd.testing.assert_frame_equal(found, shown.per_example, check_dtype=False)
+
+
+def test_a_per_example_table_in_no_known_unit_is_one_line(tmp_path):
+    results().save(tmp_path, "json,csv")
+    path = tmp_path / "per_example.csv"
+    path.write_text(path.read_text().replace(",nats,", ",hartleys,"))
+    with pytest.raises(
+        DataError, match=r"per_example\.csv cannot be read: its divergence_unit is neither nats nor bits"
+    ):
+        load_results(tmp_path)
 
 
 def test_a_damaged_parquet_is_one_line(tmp_path):
@@ -332,3 +364,88 @@ def test_a_tracker_that_refuses_is_one_line_and_results_are_there(saved, monkeyp
     assert done.exit_code == 4
     assert done.stderr == "Error: results could not be logged to wandb: no network\\nat all\\x1b[31m\n"
     assert Path("out/tables.md").exists()
+
+
+# --- the terminal
+
+
+def printed(whole: RunRecord, capsys: pytest.CaptureFixture[str]) -> str:
+    show(Results(whole, None), Path("out"), ["json"], quiet=False)
+    return capsys.readouterr().out
+
+
+def test_the_terminal_shows_what_was_asked_for_and_no_empty_table(capsys):
+    whole = record(("only",))
+    freedom = {name: replace(whole.checkpoints[0].metrics["epkl"], unit="") for name in FREEDOM}
+    found = printed(replace(whole, checkpoints=[replace(whole.checkpoints[0], metrics=freedom)]), capsys)
+    assert "Fisher trace" in found
+    assert "Effective dimension" in found
+    assert "metric" not in printed(replace(whole, checkpoints=[replace(whole.checkpoints[0], metrics={})]), capsys)
+
+
+def test_how_something_was_estimated_is_a_note_and_no_warning(capsys):
+    found = [Finding(code="freedom_examples", message="on 9 of 10"), Finding(code="few_examples", message="rough")]
+    text = printed(replace(record(), warnings=found), capsys)
+    assert "Note: on 9 of 10" in text
+    assert "Warning: rough" in text
+
+
+def test_a_checkpoint_beside_groups_has_a_column(capsys):
+    head = next(line for line in printed(grouped(), capsys).splitlines() if line.startswith(" metric"))
+    assert head.split() == ["metric", "base", "rdrop", "alone"]
+
+
+# --- what is pasted, and what notebooks show
+
+
+@pytest.mark.parametrize("tables", [markdown_tables, latex_tables])
+def test_pasted_tables_begin_with_the_verdict_and_what_it_comes_with(tables):
+    before = re.split(r"\\begin\{table\}|\n## ", tables(record()))[0]
+    (verdict,) = verdicts(record())
+    assert "eval accuracy" in verdict.context
+    assert set(re.findall(r"[A-Za-z]{4,}", verdict.text)) <= set(re.findall(r"[A-Za-z]{4,}", before))
+
+
+def test_results_say_shortly_what_they_are():
+    shown = repr(results("base", "one", "two", "three", "four"))
+    assert shown.startswith("<Results of 5 checkpoints (base, one, two, three, ...), 4 metrics: ")
+    assert len(repr(Results(record(("x" * 999, *HOSTILE)), None))) < 600
+    assert repr(results("only")).startswith(
+        "<Results of 1 checkpoint (only), 4 metrics: The sub-models of only diverge"
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_notebook_shows_headline_verdicts_and_labelled_metrics(name):
+    html = Results(record(("base", name)), None)._repr_html_()
+    root = ElementTree.fromstring(f"<div>{html}</div>")  # noqa: S314 - ours
+    assert {element.tag for element in root.iter()} == {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td"}
+    assert "eval accuracy" in html
+    assert "<th>EPKL (nats)</th>" in html
+    assert "<td" in html
+
+
+# --- results.json by hand
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"reference": "nobody"}, "its reference 'nobody' is no checkpoint in it"),
+        ({"reference_group": "nobody"}, "its reference 'nobody' is no group in it"),
+        ({"checkpoints": [record().checkpoints[0]] * 2}, "there are two checkpoints called 'base'"),
+        ({"groups": [grouped().groups[0]] * 2}, "there are two groups called 'base'"),
+        ({"schema_version": 99}, "schema version 99, this version reads 1"),
+    ],
+)
+def test_results_that_contradict_themselves_are_refused_in_one_line(change, reason, saved):
+    path = saved / "results.json"
+    path.write_bytes(to_json(replace(results().record, **change)))
+    done = run("report", str(path))
+    assert done.exit_code == 4
+    assert done.stderr == f"Error: {path} cannot be read as results: {reason}\n"
+
+
+def test_another_schema_is_named_before_anything_that_it_lacks(saved):
+    (saved / "results.json").write_text('{"schema_version": 2, "other": []}')
+    assert "schema version 2, this version reads 1" in run("report", str(saved)).stderr

@@ -135,7 +135,7 @@ def test_pieces_of_256_are_padded_for_themselves_and_keep_the_order(classifier: 
 def test_long_texts_are_cut_to_what_the_model_takes_and_that_is_said(classifier: Path) -> None:
     data = prepared(classifier, ["the cat sat on the mat " * 5, "birds"])
     assert columns_of(data)["input_ids"].shape == (2, 12)
-    assert data.notes["texts_cut"].startswith("1 text(s) longer than 12 tokens were cut")
+    assert data.notes["texts_cut"].startswith("1 text longer than 12 tokens, and cut")
     assert "texts_cut" not in prepared(classifier, ["birds"]).notes
 
 
@@ -244,7 +244,7 @@ def test_examples_without_a_text_are_left_out_and_that_is_said(classifier: Path,
     data = prepared(classifier, tmp_path / "d.csv", "classification", ["a", "b", "c"])
     assert data.texts == ["the cat sat", "birds", "a dog"]
     assert columns_of(data)["labels"].tolist() == [2, 1, 0]
-    assert data.notes == {"texts_left_out": "7 example(s) with an empty text were left out: lines 3, 5, 7, 8, 9, ..."}
+    assert data.notes == {"texts_left_out": "7 examples with an empty text left out: lines 3, 5, 7, 8, 9, ..."}
     with pytest.raises(DataError, match=r"d\.csv: label 2 at line 2 is out of range for 2 classes"):
         check_labels(data, 2)
     with pytest.raises(DataError, match=r"d\.csv: label 1 at line 4 is out of range for 1 classes"):
@@ -259,7 +259,7 @@ def test_pairs_and_words_without_anything_are_left_out(classifier: Path) -> None
     assert prepared(classifier, rows).texts == ["the cat | birds", "the cat | a dog"]
     data = prepared(classifier, [{"tokens": [], "ner_tags": []}, *TAGGED], "tokens", ["O", "B-X"])
     assert columns_of(data)["labels"].shape[0] == 2
-    assert data.notes == {"texts_left_out": "1 example(s) with an empty text were left out: example 0"}
+    assert data.notes == {"texts_left_out": "1 example with an empty text left out: example 0"}
 
 
 def test_named_numbers_follow_the_checkpoints_names(classifier: Path) -> None:
@@ -320,7 +320,7 @@ def test_words_beyond_the_length_lose_their_tags_and_that_is_said(classifier: Pa
     rows = [{"tokens": ["the"] * 15, "tags": [1] * 15}]
     data = prepared(classifier, rows, "tokens")
     assert columns_of(data)["labels"].tolist() == [[-100, *[1] * 10, -100]]
-    assert data.notes["words_cut"].startswith("5 word(s)")
+    assert data.notes["words_cut"].startswith("5 words")
 
 
 def test_a_tokenizer_in_python_tags_like_one_in_rust(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_a_tokenizer_in_python_tags_like_one_in_rust(tmp_path: Path) -> None:
     assert not Preprocessor.from_directory(tmp_path).tokenizer.is_fast
     assert columns["labels"].tolist() == [[1, -100, 2, -100, -100, -100], [1, -100, -100, -100, 2, -100]]
     assert columns["attention_mask"].sum(1).tolist() == [4, 6]
-    assert data.notes["words_cut"].startswith("1 word(s)")
+    assert data.notes["words_cut"].startswith("1 word without")
 
 
 def byte_level(folder: Path) -> Path:

@@ -79,7 +79,8 @@ class Freedom(Probe):
                 made["dimension"] = _dimension(case)
             except Exception as problem:  # or that cannot be differentiated forwards
                 findings["dimension_unavailable"] = f"no effective dimension: {first_line(problem)}"
-        findings["freedom_examples"] = _in_words(case, made)
+        if text := _in_words(made):
+            findings["freedom_examples"] = text
         return made
 
     def take(self, found: State) -> None:
@@ -115,13 +116,11 @@ class Freedom(Probe):
         return Outcome(self.kept, findings=findings)
 
 
-def _in_words(case: Case, made: State) -> str:
-    """What the numbers are of."""
-    held = sum(parameter.numel() for parameter in trainable(case.model))
-    text = f"the Fisher trace is of {len(made['indices'])} of {made['n']} examples, in {held} parameters"
-    if "dimension" not in made:
-        return text
-    return f"{text}; the effective dimension of {len(made['dimension']['indices'])}, against a weight decay of {DELTA}"
+def _in_words(made: State) -> str:
+    """Of which examples the numbers are, where some were left out."""
+    known = {"Fisher trace": len(made["indices"]), "effective dimension": len(made.get("dimension", made)["indices"])}
+    left_out = [f"the {name} is estimated on {n} of {made['n']} examples" for name, n in known.items() if n < made["n"]]
+    return "; ".join(left_out if "dimension" in made else left_out[:1])
 
 
 def _unfit(case: Case) -> str:

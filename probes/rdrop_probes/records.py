@@ -390,12 +390,29 @@ def read_record(path: Path) -> RunRecord:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON, does not fit the schema, or has another schema version.
+        ValueError: it is not JSON, has another schema version, does not fit the schema or contradicts itself.
     """
-    record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
-    if record.schema_version != SCHEMA_VERSION:
-        raise ValueError(f"schema version {record.schema_version}, this version reads {SCHEMA_VERSION}")
+    content = path.read_bytes()
+    if (version := msgspec.json.decode(content, type=_Versioned).schema_version) != SCHEMA_VERSION:
+        raise ValueError(f"schema version {version}, this version reads {SCHEMA_VERSION}")
+    record = msgspec.json.decode(content, type=RunRecord)
+    _check_names("checkpoint", [c.name for c in record.checkpoints], record.reference)
+    _check_names("group", [g.name for g in record.groups], record.reference_group)
     return record
+
+
+class _Versioned(msgspec.Struct):
+    """What every version of the schema has."""
+
+    schema_version: int
+
+
+def _check_names(kind: str, names: list[str], reference: str | None) -> None:
+    """Raise ValueError where one of the names is there twice, or the reference is none of them."""
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"there are two {kind}s called {twice[0]!r}")
+    if reference is not None and reference not in names:
+        raise ValueError(f"its reference {reference!r} is no {kind} in it")
 
 
 def to_json(record: RunRecord) -> bytes:

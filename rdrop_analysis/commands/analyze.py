@@ -22,6 +22,7 @@ from rdrop_analysis.commands.options import (
     output,
     task,
     trust,
+    unit_shown,
     verbosity,
 )
 from rdrop_analysis.files import FORMATS
@@ -35,8 +36,8 @@ from rdrop_analysis.files import FORMATS
     "--probes",
     type=NameList(),
     help="Which probes to run: pairwise_kl, gap, calibration, jacobian, prediction, averaging, temperature; on"
-    " request attribution, freedom, noise_floor. Default: default, the former as far as they fit the data;"
-    " default,attribution adds to them.",
+    " request attribution, freedom, noise_floor, and sweep (with --dropout). Default: default, the former as far as"
+    " they fit the data; default,attribution adds to them.",
 )
 @click.option(
     "--sub-models",
@@ -99,7 +100,7 @@ from rdrop_analysis.files import FORMATS
 @click.option(
     "--format", "formats", type=NameList(FORMATS), default="html,png,json,csv", show_default=True, help=FORMAT_HELP
 )
-@click.option("--unit", type=click.Choice(["nats", "bits"]), default="nats", show_default=True)
+@unit_shown("nats")
 @delivery
 @trust
 @verbosity

@@ -61,13 +61,21 @@ class Delivery:
         check_formats(self.formats)
         check_writable(self.directory)
         if self.gates and names is not None:
-            from rdrop_analysis.gates import check_names, known_metrics
+            from rdrop_analysis.gate_names import check_names, known_metrics
 
             check_names(self.gates, known_metrics(), names)
+        self._warn_of_gates()
         if self.junit is not None:
-            check_writable(self.junit.parent)
+            check_writable(self.junit.parent, "--junit")
             if leads:
                 _remove(self.junit)
+
+    def _warn_of_gates(self) -> None:
+        if self.gates and not self.quiet:
+            from rdrop_analysis.gate_names import doubtful
+
+            for text in doubtful(self.gates):
+                click.echo(f"{click.style('Warning:', fg='yellow')} {text}", err=True)
 
     def deliver(self, results: Results, *, clear: bool = False) -> int:
         """Write and show results; the exit code.

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rdrop_analysis.commands.analyze import analyze
-from rdrop_analysis.commands.options import NameList, delivery, model_and_data, trust, verbosity
+from rdrop_analysis.commands.options import NameList, delivery, model_and_data, trust, unit_shown, verbosity
 from rdrop_analysis.errors import DataError, UnsafeFileError
 from rdrop_analysis.files import FORMATS, printable
 
@@ -18,14 +18,14 @@ OF_NUMBERS = ("seed", "sub_models", "tolerance", "masks", "strategy", "probes", 
 MOST = 4  # values of an option that are shown
 
 
-@click.command()
+@click.command(short_help="Put the shards of a run together.")
 @click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(exists=True, path_type=Path))
 @model_and_data
 @click.option(
     "--output", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Default: the first of them."
 )
 @click.option("--format", "formats", type=NameList(FORMATS), help="What to write. Default: as for the shards.")
-@click.option("--unit", type=click.Choice(["nats", "bits"]), help="Default: as for the shards.")
+@unit_shown(None, "as for the shards")
 @click.option("--device", default="cpu", show_default=True, help="Where models are looked at: cpu, cuda, ...")
 @delivery
 @trust

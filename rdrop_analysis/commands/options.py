@@ -44,9 +44,13 @@ OVER_HELP = (
 
 FORMAT_HELP = f"What to write: {', '.join(FORMATS)} (latex and markdown: tables to paste)."
 FAIL_IF_HELP = (
-    "A gate: exit 1 if it is true, such as 'epkl > 0.05', 'epkl.high > reference.epkl.low' or 'accuracy_gap > 0.01'."
-    " NAME.METRIC is that of one checkpoint or group, METRIC alone that of every candidate; in the unit shown."
-    " Again for each gate."
+    "A gate: exit 1 if it is true, such as 'epkl > 0.05', 'epkl.high > reference.epkl.low' or 'accuracy_gap > 1%'."
+    " NAME.METRIC is that of one checkpoint or group, METRIC alone that of every candidate. Divergences are in the unit"
+    " shown; shares (accuracy, flips, ECE, their gaps) are fractions, or percents with a % sign. Again for each gate."
+)
+UNIT_HELP = (
+    "What KL, NLL and entropies are told in, everywhere but in results.json, which stays in nats: there, as in"
+    " summary.csv, each number has its unit, and per_example.csv has a column for it."
 )
 LOG_TO_HELP = "Log results to wandb[:PROJECT], mlflow[:EXPERIMENT] or tensorboard[:DIR] too. Again for each."
 
@@ -217,6 +221,14 @@ def delivery(command: F) -> F:
     command = click.option("--fail-if", metavar="EXPR", multiple=True, help=FAIL_IF_HELP)(command)
     text = "Of figures in files: paper is 3.3 inches wide, with serifs. Default: screen."
     return click.option("--style", type=click.Choice(["screen", "paper"]), help=text)(command)
+
+
+def unit_shown(default: str | None, said: str = "") -> Callable[[F], F]:
+    """`--unit`; where it has no default, what is `said` of it."""
+    text = f"{UNIT_HELP} Default: {said}." if said else UNIT_HELP
+    return click.option(
+        "--unit", type=click.Choice(["nats", "bits"]), default=default, show_default=default is not None, help=text
+    )
 
 
 def trust(command: F) -> F:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rdrop_analysis.commands.options import FORMAT_HELP, NameList, delivery, verbosity
+from rdrop_analysis.commands.options import FORMAT_HELP, NameList, delivery, unit_shown, verbosity
 from rdrop_analysis.files import FORMATS
 
 
@@ -15,7 +15,7 @@ from rdrop_analysis.files import FORMATS
 @click.argument("results", metavar="RESULTS", type=click.Path(path_type=Path))
 @click.option("--output", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Default: beside it.")
 @click.option("--format", "formats", type=NameList(FORMATS), default="html,png", show_default=True, help=FORMAT_HELP)
-@click.option("--unit", type=click.Choice(["nats", "bits"]), help="Default: the unit of the run.")
+@unit_shown(None, "the unit of the run")
 @delivery
 @verbosity
 @click.pass_context

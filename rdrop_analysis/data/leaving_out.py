@@ -7,7 +7,7 @@ from typing import Any
 
 from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError
-from rdrop_analysis.files import printable
+from rdrop_analysis.files import counted, printable
 
 SHOWN = 5
 
@@ -40,4 +40,4 @@ def _note(table: Table, rows: Sequence[int]) -> str:
     kind, numbers = ("example", rows[:SHOWN]) if None in lines else ("line", lines)
     more = ", ..." if len(rows) > SHOWN else ""
     places = f"{kind}{'s' * (len(rows) > 1)} {', '.join(map(str, numbers))}{more}"
-    return f"{len(rows)} example(s) with an empty text were left out: {places}"
+    return f"{counted(len(rows), 'example')} with an empty text left out: {places}"

@@ -23,7 +23,7 @@ from rdrop_analysis.data.preprocessing import Preprocessor, Row
 from rdrop_analysis.data.tables import Table
 from rdrop_analysis.data.tagging import as_list, tags_of_tokens
 from rdrop_analysis.errors import DataError
-from rdrop_analysis.files import printable
+from rdrop_analysis.files import counted, printable
 
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 MASK_SEED = 0
@@ -154,7 +154,11 @@ def _targets(table: Table, layout: Layout, preprocessor: Preprocessor) -> tuple[
         raise DataError("there is no text to be generated: name its column target")
     texts = _strings(table, layout.target)
     ids, cut = preprocessor.encode_targets(texts)
-    notes = {"targets_cut": f"{cut} target(s) longer than {preprocessor.max_length} tokens were cut"} if cut else {}
+    notes = (
+        {"targets_cut": f"{counted(cut, 'target')} longer than {preprocessor.max_length} tokens, and cut"}
+        if cut
+        else {}
+    )
     return Labels(ids, notes=notes, columns=(layout.target,)), texts
 
 
@@ -199,4 +203,5 @@ def _refuse_empty(rows: Sequence[Row]) -> None:
 def _cut_note(cut: int, preprocessor: Preprocessor) -> dict[str, str]:
     if not cut:
         return {}
-    return {"texts_cut": f"{cut} text(s) longer than {preprocessor.max_length} tokens were cut to the tokenizer's most"}
+    text = f"{counted(cut, 'text')} longer than {preprocessor.max_length} tokens, and cut to the tokenizer's most"
+    return {"texts_cut": text}

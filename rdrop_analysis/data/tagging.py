@@ -11,7 +11,7 @@ from rdrop_analysis.data.labelling import Labels, plain
 from rdrop_analysis.data.places import ExampleError
 from rdrop_analysis.data.tables import Table
 from rdrop_analysis.errors import DataError
-from rdrop_analysis.files import printable
+from rdrop_analysis.files import counted, printable
 
 
 def tags_of_tokens(
@@ -95,5 +95,5 @@ def _on_first_tokens(owners: Sequence[int | None], numbers: Sequence[int]) -> li
 def _cut_note(words: Sequence[Sequence[str]], owners: Sequence[Sequence[int | None]]) -> dict[str, str]:
     """Return the note on words without a token, if there are any."""
     lost = sum(len(set(range(len(example))) - set(own)) for example, own in zip(words, owners, strict=True))
-    text = f"{lost} word(s) have no token, most often beyond the tokenizer's most: their labels were left out"
+    text = f"{counted(lost, 'word')} without a token, most often beyond the tokenizer's most, and without their labels"
     return {"words_cut": text} if lost else {}

@@ -15,7 +15,7 @@ def attribution_table(record: RunRecord) -> Table | None:
     shown = most_telling_with(record, MOST_CHECKPOINTS, lambda c: c.attribution)
     rows = [row for checkpoint in shown for row in _site_rows(record, checkpoint)]
     heads = [
-        Cell("Site", metric="word-site"), Cell("Checkpoint"), Cell("Part"),
+        Cell("Site", metric="word-site"), Cell("Checkpoint"), Cell("Part", metric="word-part"),
         Cell("Only this site", short_unit(record), "word-only"), Cell("Share", metric="word-share"),
         Cell("Predicted share", metric="word-predicted"), Cell("All but this site", short_unit(record), "word-without"),
     ]  # fmt: skip
@@ -27,7 +27,8 @@ def groups_table(record: RunRecord) -> Table | None:
     shown = most_telling_with(record, MOST_CHECKPOINTS, lambda c: c.attribution_groups)
     rows = [_group_row(record, c, group) for c in shown for group in c.attribution_groups]
     heads = [
-        Cell("Part"), Cell("Checkpoint"), Cell("Sites"), Cell("Only this part", short_unit(record), "word-only"),
+        Cell("Part", metric="word-part"), Cell("Checkpoint"), Cell("Sites"),
+        Cell("Only this part", short_unit(record), "word-only"),
         Cell("Predicted", short_unit(record), "word-predicted"),
         Cell("All but this part", short_unit(record), "word-without"),
     ]  # fmt: skip

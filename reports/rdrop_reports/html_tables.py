@@ -130,6 +130,8 @@ def scalar_text(value: object) -> str:
     """A setting as text."""
     if value is None:
         return MISSING
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return ", ".join(scalar_text(item) for item in value) or MISSING
     return {"True": "yes", "False": "no"}[str(value)] if isinstance(value, bool) else str(value)

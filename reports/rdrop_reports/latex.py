@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from rdrop_probes.records import RunRecord
 from rdrop_reports.html_tables import Cell, Table
-from rdrop_reports.markdown import LONGEST_CELL, arrow_of, is_numeric, note_of
+from rdrop_reports.markdown import LONGEST_CELL, LONGEST_TEXT, arrow_of, is_numeric, note_of
 from rdrop_reports.sections import sections
 from rdrop_reports.text import elide
+from rdrop_reports.verdict import caveats, headline, verdicts
 
 PREAMBLE = "% Made by rdrop-analyze. Needs \\usepackage{booktabs}. Intervals, in brackets, are over examples.\n"
 _ARROWS = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "": ""}
@@ -29,9 +30,17 @@ _CHARACTERS = str.maketrans(
 
 
 def latex_tables(record: RunRecord) -> str:
-    """Every table of the report, for a record in the unit to be shown."""
+    """The verdict and every table of the report, for a record in the unit to be shown."""
+    said = [rf"\textbf{{{escape(headline(record))}}}", *(escape(v.text, LONGEST_TEXT) for v in verdicts(record))]
+    said += [rf"\emph{{{escape(caveat)}}}" for caveat in caveats(record)]
     tables = [table for section in sections(record).values() for table in (*section.tables, *section.folded)]
-    return "\n".join([PREAMBLE, *(latex_table(table, f"tab:rdrop-{n}") for n, table in enumerate(tables, 1))])
+    return "\n".join(
+        [
+            PREAMBLE,
+            *(f"{text}\n" for text in said),
+            *(latex_table(table, f"tab:rdrop-{n}") for n, table in enumerate(tables, 1)),
+        ]
+    )
 
 
 def latex_table(table: Table, label: str) -> str:
@@ -57,9 +66,9 @@ def latex_table(table: Table, label: str) -> str:
     )
 
 
-def escape(text: str) -> str:
+def escape(text: str, longest: int = LONGEST_CELL) -> str:
     r"""Text that is set as it is, on one line; what pdfLaTeX has no letter for is left to LuaLaTeX or XeLaTeX."""
-    escaped = elide(text, LONGEST_CELL).translate(_CHARACTERS) if text else ""
+    escaped = elide(text, longest).translate(_CHARACTERS) if text else ""
     return re.sub("-(?=-)", "-{}", escaped)  # no ligature
 
 

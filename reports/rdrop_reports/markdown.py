@@ -13,6 +13,7 @@ from rdrop_reports.text import elide
 from rdrop_reports.verdict import caveats, headline, verdicts
 
 LONGEST_CELL = 400
+LONGEST_TEXT = 2000
 ARROWS = MappingProxyType({"lower": "↓", "higher": "↑"})
 _SPECIAL = re.compile(r"[\\`*_|~$]|\](?=[(\[:])|^[#+-]")  # links hold ](, blocks begin a line
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"})
@@ -20,7 +21,7 @@ _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"})
 
 def markdown_tables(record: RunRecord) -> str:
     """Verdict, gates and every table of the report, for a record in the unit to be shown."""
-    parts = [f"**{escape(headline(record))}**", *(escape(verdict.sentence) for verdict in verdicts(record))]
+    parts = [f"**{escape(headline(record))}**", *(escape(verdict.text, LONGEST_TEXT) for verdict in verdicts(record))]
     parts += [f"_{escape(caveat)}_" for caveat in caveats(record)]
     if record.gates:
         parts.append("\n".join(_gate(gate) for gate in record.gates))
@@ -44,9 +45,9 @@ def markdown_table(table: Table) -> str:
     return "\n".join([f"**{escape(table.caption)}**", "", *lines])
 
 
-def escape(text: str) -> str:
+def escape(text: str, longest: int = LONGEST_CELL) -> str:
     """Text that shows as it is: on one line, and no mark-up, HTML or mention of anybody."""
-    safe = _SPECIAL.sub(r"\\\g<0>", elide(text, LONGEST_CELL).translate(_HTML)) if text else ""
+    safe = _SPECIAL.sub(r"\\\g<0>", elide(text, longest).translate(_HTML)) if text else ""
     return re.sub(r"^(\d+)([.)] )", r"\1\\\2", safe)  # no item of a list
 
 

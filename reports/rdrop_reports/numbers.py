@@ -9,6 +9,9 @@ from typing import NamedTuple, TypeGuard
 from rdrop_probes.records import Metric
 
 ROUNDING = 1e-12  # of an interval's width: what is left of sums that come to 0
+MOST_BEFORE_POINT = 2  # powers of ten by which a bound may exceed the estimate whose exponent it is given
+SMALLEST = 1e-300  # below it are zero, and what has lost its digits
+LARGEST = 1e100  # beyond it are infinity, and what would overflow on an axis
 MISSING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 
@@ -24,8 +27,8 @@ class Parts(NamedTuple):
 
 
 def is_number(value: float | None) -> TypeGuard[float]:
-    """Whether there is a finite number here."""
-    return value is not None and math.isfinite(value)
+    """Whether there is a number here that can have been measured, and so be shown and drawn."""
+    return value is not None and abs(value) < LARGEST
 
 
 def format_estimate(metric: Metric | None, *, percent: bool = False) -> str:
@@ -48,13 +51,18 @@ def format_parts(
         return Parts(MISSING, "")
     scale = 100.0 if percent else 1.0
     if not (is_number(low) and is_number(high)):
-        exponent, decimals = _layout([estimate * scale], None, percent)
-        return Parts(_show(estimate * scale, exponent, decimals, percent), "")
-    half_width = (high - low) / 2 * scale
-    values = [scale * (value if abs(value) > abs(high - low) * ROUNDING else 0.0) for value in (estimate, low, high)]
-    exponent, decimals = _layout(values, half_width, percent)
+        (value,) = _scaled([estimate], scale, SMALLEST)
+        exponent, decimals = _layout([value], None, percent)
+        return Parts(_show(value, exponent, decimals, percent), "")
+    values = _scaled([estimate, low, high], scale, max(SMALLEST, abs(high - low) * ROUNDING))
+    exponent, decimals = _layout(values, (high - low) / 2 * scale, percent)
     texts = [_show(value, exponent, decimals, percent) for value in values]
     return Parts(texts[0], f"[{texts[1]}, {texts[2]}]")
+
+
+def _scaled(values: list[float], scale: float, least: float) -> list[float]:
+    """Values times a scale, those that are not above the least as 0."""
+    return [scale * value if abs(value) > least else 0.0 for value in values]
 
 
 def format_number(value: float | None, *, percent: bool = False) -> str:
@@ -103,15 +111,31 @@ def format_level(level: float) -> str:
 
 
 def _layout(values: list[float], half_width: float | None, percent: bool) -> tuple[int, int]:
-    """Common power of ten to take out, and decimals to keep after that."""
+    """Common power of ten to take out of the estimate and its bounds, and decimals to keep after that."""
     largest = max(abs(value) for value in values)
-    magnitude = math.floor(math.log10(largest)) if largest > 0 else 0
-    exponent = magnitude if not percent and largest > 0 and not 1e-3 <= largest < 1e6 else 0
-    if not half_width or half_width < largest * 1e-9:
-        return exponent, max(0, 2 - magnitude + exponent)
-    step = math.floor(math.log10(half_width))
-    one_more = half_width / 10**step < 3
-    return exponent, max(0, exponent - step + int(one_more))
+    exponent = _exponent(values[0], largest) if not percent and largest > 0 and not 1e-3 <= largest < 1e6 else 0
+    decimals = _decimals(largest, half_width, exponent)
+    if exponent and abs(round(values[0] / 10.0**exponent, decimals)) >= 10:  # 9.99 that is rounded up
+        exponent += 1
+        decimals = _decimals(largest, half_width, exponent)
+    return exponent, decimals
+
+
+def _exponent(estimate: float, largest: float) -> int:
+    """That of the estimate, which then has one digit before the point, unless it is lost in its interval."""
+    own = _magnitude(estimate)
+    return own if estimate and _magnitude(largest) - own <= MOST_BEFORE_POINT else _magnitude(largest)
+
+
+def _decimals(largest: float, half_width: float | None, exponent: int) -> int:
+    if not half_width or half_width < max(largest * 1e-9, SMALLEST):
+        return max(0, 2 - (exponent or _magnitude(largest)) + exponent)
+    step = _magnitude(half_width)
+    return max(0, exponent - step + int(half_width / 10.0**step < 3))
+
+
+def _magnitude(value: float) -> int:
+    return math.floor(math.log10(abs(value))) if value else 0
 
 
 def _show(value: float, exponent: int, decimals: int, percent: bool) -> str:
@@ -123,6 +147,8 @@ def _show(value: float, exponent: int, decimals: int, percent: bool) -> str:
         if abs(float(text)) not in forbidden or float(text) == scaled:
             break
         text = f"{scaled:.{decimals + extra}f}"
+    power = exponent if scaled else 0
     if float(text) == 0 and scaled != 0:
-        text = f"{scaled:.1g}"
-    return text.replace("-", _MINUS, 1) + (f"e{exponent}" if exponent else "") + ("%" if percent else "")
+        text, _, own = f"{value:.0e}".partition("e")
+        power = int(own)
+    return (text.replace("-", _MINUS, 1) if scaled < 0 else text) + (f"e{power}" if power else "") + "%" * percent

@@ -29,6 +29,11 @@ class Verdict:
     sentence: str
     context: str = ""
 
+    @property
+    def text(self) -> str:
+        """Both, which are not told apart from each other."""
+        return " ".join(filter(None, (self.sentence, self.context)))
+
 
 def outcome_of(comparison: Comparison) -> Outcome:
     """Difference shown only if the interval excludes 0 and the adjusted p-value agrees."""

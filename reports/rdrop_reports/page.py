@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from rdrop_probes.records import RunRecord
 from rdrop_reports.definitions import DEFINITIONS, DIRECTIONS, Definition
-from rdrop_reports.figures import FIGURES, draw_all, figure_bytes
+from rdrop_reports.figures import FIGURES, draw_all, rendered
 from rdrop_reports.figures.style import DARK, LIGHT, Theme
 from rdrop_reports.gallery import cards
 from rdrop_reports.html_tables import scalar_text
@@ -116,7 +116,7 @@ def _hash(text: str) -> str:
 
 def _pictures(record: RunRecord, per_example: pd.DataFrame | None) -> dict[str, Picture]:
     figures = draw_all(record, per_example, LIGHT)
-    light = {name: _svg(figure, LIGHT) for name, figure in figures.items()}
+    light = _svgs(figures, LIGHT)
     dark = _dark(record, per_example, light)
     return {
         name: Picture(
@@ -129,6 +129,7 @@ def _pictures(record: RunRecord, per_example: pd.DataFrame | None) -> dict[str, 
             height=round(96 * figure.get_figheight()),
         )
         for name, figure in figures.items()
+        if name in light
     }
 
 
@@ -136,11 +137,11 @@ def _dark(record: RunRecord, per_example: pd.DataFrame | None, light: Mapping[st
     """The light figures in dark colours; those with pixels in them are drawn again."""
     again = {name: recoloured(svg, LIGHT, DARK) for name, svg in light.items()}
     drawn = draw_all(record, per_example, DARK, [name for name, svg in again.items() if svg is None])
-    return {name: svg if svg is not None else _svg(drawn[name], DARK) for name, svg in again.items()}
+    return {name: svg for name, svg in again.items() if svg is not None} | _svgs(drawn, DARK)
 
 
-def _svg(figure: Figure, theme: Theme) -> bytes:
-    return slim(figure_bytes(figure, "svg", theme, live_text=True))
+def _svgs(figures: Mapping[str, Figure], theme: Theme) -> dict[str, bytes]:
+    return {name: slim(svg) for name, svg in rendered(figures, "svg", theme, live_text=True).items()}
 
 
 def _uri(svg: bytes) -> str:

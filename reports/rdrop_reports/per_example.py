@@ -1,14 +1,18 @@
-"""The per-example table, one aligned array at a time and in the unit that is shown."""
+"""The per-example table: as it stands in files, and one aligned array at a time, in the unit that is shown."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from rdrop_probes.records import NATS_PER_BIT, RunRecord
+from rdrop_probes.records import NATS_PER_BIT, RunRecord, in_unit
+from rdrop_reports.numbers import LARGEST
 
 Array = npt.NDArray[np.float64]
+UNIT = "divergence_unit"  # the column of a file that says what its divergences are in
 
 
 def values(record: RunRecord, per_example: pd.DataFrame | None, checkpoint: str, metric: str) -> Array | None:
@@ -41,12 +45,47 @@ def paired(
     return _aligned(record, first, second, (metric, metric))
 
 
+def for_files(record: RunRecord, per_example: pd.DataFrame) -> pd.DataFrame:
+    """The table (nats) in the unit of the record shown, which a column of its own names."""
+    divided = {name: column / divisor for name, column, divisor in _scaled(record, per_example)}
+    table = per_example.assign(**divided)
+    table.insert(min(2, table.shape[1]), UNIT, "bits" if record.config.get("unit") == "bits" else "nats")
+    return table
+
+
+def from_files(record: RunRecord, table: pd.DataFrame) -> pd.DataFrame:
+    """The table of a file in nats, whatever the file is in; one that does not say so is in nats.
+
+    Args:
+        record: whose metrics the table holds, in nats.
+        table: as :func:`for_files` makes it.
+
+    Raises:
+        ValueError: its unit is neither nats nor bits, or both.
+    """
+    units = set(table[UNIT]) if UNIT in table else {"nats"}
+    table = table.drop(columns=UNIT, errors="ignore")
+    if units <= {"nats"}:
+        return table
+    if units != {"bits"}:
+        raise ValueError(f"its {UNIT} is neither nats nor bits")
+    in_bits = in_unit(record, "bits")
+    return table.assign(**{name: column * divisor for name, column, divisor in _scaled(in_bits, table)})
+
+
+def _scaled(record: RunRecord, table: pd.DataFrame) -> Iterator[tuple[str, pd.Series[float], float]]:
+    """The columns of metrics that the record holds in bits, each with the nats in one."""
+    for name in table.columns:
+        if (divisor := _divisor(record, name)) != 1.0:
+            yield name, table[name], divisor
+
+
 def _aligned(
     record: RunRecord, first: pd.Series[float], second: pd.Series[float], metrics: tuple[str, str]
 ) -> tuple[Array, Array] | None:
-    """Two columns as arrays without the rows that are not finite, in the unit shown."""
+    """Two columns as arrays without the rows that cannot be drawn, in the unit shown."""
     x, y = (np.asarray(column, dtype=np.float64) for column in (first, second))
-    kept = np.isfinite(x) & np.isfinite(y)
+    kept = (np.abs(x) < LARGEST) & (np.abs(y) < LARGEST)
     if not kept.any():
         return None
     return x[kept] / _divisor(record, metrics[0]), y[kept] / _divisor(record, metrics[1])

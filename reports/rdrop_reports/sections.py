@@ -122,8 +122,15 @@ def _sites(record: RunRecord) -> Section:
         ["attribution", "attribution_groups"] if exact else ["sites"],
         _tables(metric_table(record, _PARTS, "Sites together"), groups_table(record)),
         _tables(attribution_table(record), sites_table(record)),
-        "No site was found that draws dropout.",
+        _no_cause(record),
     )  # fmt: skip
+
+
+def _no_cause(record: RunRecord) -> str:
+    """Why no figure and no number of any site is shown."""
+    if any(c.sites for c in record.checkpoints):
+        return "What each site adds to the EPKL was neither measured nor predicted; below are the sites themselves."
+    return "No site was found that draws dropout."
 
 
 def _theory(record: RunRecord) -> list[Section]:

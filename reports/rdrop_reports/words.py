@@ -33,6 +33,10 @@ WORDS: Mapping[str, Word] = MappingProxyType(
             "All but this site", "EPKL with this site alone switched off. How far that is below the whole is what is "
             "lost without it, with its interactions."
         ),
+        "word-part": Word(
+            "Part", "The kind of module that a site is in, as far as its path tells (attention, mlp, embedding, head; "
+            "other where it does not), and the number of its layer."
+        ),
         "word-share": Word("Share", "Part of the sum over all sites."),
         "word-predicted": Word(
             "Predicted", "What theory foretells of the site to second order, from gradients of the eval model alone."

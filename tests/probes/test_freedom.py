@@ -18,7 +18,7 @@ from rdrop_probes.batch import Batch, take
 from rdrop_probes.columns import Column
 from rdrop_probes.discovery import find_sites
 from rdrop_probes.families import CATEGORICAL, Family, Gaussian
-from rdrop_probes.freedom import DELTA, Freedom, _jackknifed
+from rdrop_probes.freedom import DELTA, Freedom, _in_words, _jackknifed
 from rdrop_probes.items import Work
 from rdrop_probes.measure import measure
 from rdrop_probes.output_fisher import VECTORS, exact, leverages
@@ -449,7 +449,27 @@ def test_it_goes_through_the_engine_and_is_decided_once() -> None:
         found.append([metric(measured.columns[name], unit="", shared_masks=False) for name in Freedom.units])
     assert found[0] == found[1]
     assert found[0][0].n == 12
-    assert "of 12 of 12 examples" in measured.findings["freedom_examples"]
+    assert "freedom_examples" not in measured.findings  # none was left out
+
+
+TRACE, DIMENSION = "the Fisher trace is estimated on", "the effective dimension is estimated on"
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        ({"n": 9, "indices": range(9), "dimension": {"indices": range(9)}}, ""),
+        ({"n": 9, "indices": range(9)}, ""),
+        ({"n": 9, "indices": range(9), "dimension": {"indices": range(8)}}, f"{DIMENSION} 8 of 9 examples"),
+        ({"n": 9, "indices": range(8)}, f"{TRACE} 8 of 9 examples"),
+        (
+            {"n": 9, "indices": range(8), "dimension": {"indices": range(4)}},
+            f"{TRACE} 8 of 9 examples; {DIMENSION} 4 of 9 examples",
+        ),
+    ],
+)
+def test_examples_are_counted_where_some_are_left_out(made, text) -> None:
+    assert _in_words(made) == text
 
 
 def test_it_runs_on_request_only_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,18 @@
 """Sample results for the tests of figures, tables and pages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from report_samples import Sample, sample
 
 from tests.reports.rich_samples import everything
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_is_lost(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A figure that cannot be drawn is left out with a word in the log, which no test is to overlook."""
+    yield
+    assert not [message for message in caplog.messages if "is left out" in message]
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,20 @@
 import subprocess
 import sys
 from dataclasses import replace
+from io import BytesIO
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.axis import Axis
+from matplotlib.transforms import Bbox
 from report_samples import without_dropout, without_intervals
 
 from rdrop_probes.records import in_unit
 from rdrop_reports.figures import FIGURES, draw_all, figure_bytes, save_figures
+from rdrop_reports.figures.style import LIGHT, PAPER, styled
+from rdrop_reports.page import render_page
 from rdrop_reports.per_example import values
 from rdrop_reports.text import called, elide, listed
 
@@ -42,6 +48,29 @@ def test_exact_zeros_do_not_break_log_axes(pair):
     record, per_example = pair
     zeros = per_example.assign(epkl=np.where(per_example["checkpoint"] == "rdrop", 0.0, per_example["epkl"]))
     assert figure_bytes(draw_all(record, zeros)["epkl_per_example"], "png")
+
+
+@pytest.mark.parametrize("size", [1e308, float("inf"), float("nan")])
+def test_numbers_that_no_axis_holds_are_left_out_and_the_rest_is_drawn(pair, size, tmp_path):
+    record, per_example = pair
+    first, *others = record.checkpoints
+    huge = {name: replace(m, estimate=size, low=-size, high=size) for name, m in first.metrics.items()}
+    odd = replace(record, checkpoints=[replace(first, metrics=huge), *others])
+    odd_rows = per_example.assign(epkl=[size, *per_example["epkl"][1:]])
+    names = {path.name for path in save_figures(odd, odd_rows, tmp_path)}
+    assert {"epkl.png", "gap.png", "epkl_distribution.png"} <= names
+    assert "<table" in render_page(odd, odd_rows)
+
+
+def test_a_figure_that_cannot_be_drawn_costs_neither_page_nor_files(pair, tmp_path, monkeypatch, caplog):
+    def breaks(*_):
+        raise ValueError("Axis limits cannot be NaN or Inf")
+
+    monkeypatch.setattr("rdrop_reports.figures.FIGURES", dict(FIGURES) | {"gap": replace(FIGURES["gap"], draw=breaks)})
+    assert "gap.png" not in {path.name for path in save_figures(*pair, tmp_path)}
+    assert 'id="fig-epkl"' in render_page(*pair)
+    assert "the figure gap is left out, for it cannot be drawn: Axis limits cannot be NaN or Inf" in caplog.messages
+    caplog.clear()
 
 
 def test_a_record_without_metrics_draws_nothing(pair):
@@ -94,3 +123,34 @@ def test_texts_are_made_fit_for_a_line():
     assert elide("") == "(no name)"
     assert len(called("y" * 500)) == 48
     assert listed(["a", "b", "c"]) == "a, b and c"
+
+
+@pytest.mark.parametrize("theme", [LIGHT, PAPER])
+def test_labels_of_neighbouring_ticks_neither_overlap_nor_touch(full, theme):
+    with styled(theme):
+        for name, figure in draw_all(*full, theme).items():
+            figure.savefig(BytesIO(), format="svg")
+            for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+                assert not any(first.overlaps(second) for first, second in pairwise(boxes(axis))), name
+
+
+def boxes(axis: Axis) -> list[Bbox]:
+    """Where the labels of an axis are that are within it and not empty."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    return [tick.label1.get_window_extent() for tick in ticks if tick.label1.get_visible()]
+
+
+def test_panels_of_values_have_more_than_one_tick_beside_0(full):
+    figures = draw_all(*full)
+    for name in ("gap", "divergences", "jacobian", "attribution"):
+        figures[name].savefig(BytesIO(), format="svg")
+        for axes in figures[name].axes:
+            low, high = axes.get_xlim()
+            assert sum(low <= x <= high and x != 0 for x in axes.get_xticks()) > 1, name
+
+
+def test_sites_of_several_checkpoints_are_drawn_to_one_scale(full):
+    axes = draw_all(*full)["attribution"].axes
+    assert len(axes) > 1
+    assert len({panel.get_xlim() for panel in axes}) == 1

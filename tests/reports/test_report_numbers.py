@@ -3,6 +3,8 @@ import pytest
 from rdrop_probes.records import Metric
 from rdrop_reports.numbers import format_estimate, format_number, format_p, format_parts, format_to, last_place
 
+MINUS = "\N{MINUS SIGN}"
+
 
 @pytest.mark.parametrize(
     ("estimate", "low", "high", "text"),
@@ -12,6 +14,18 @@ from rdrop_reports.numbers import format_estimate, format_number, format_p, form
         (1.32e-5, 1.28e-5, 1.37e-5, "1.32e-5 [1.28e-5, 1.37e-5]"),
         (123.0, 120.0, 127.0, "123 [120, 127]"),
         (-0.0003, -0.001, 0.0002, "\N{MINUS SIGN}0.0003 [\N{MINUS SIGN}0.0010, 0.0002]"),
+        (1.0e-14, 0.0, 2.5e-14, "1.0e-14 [0, 2.5e-14]"),
+        (-4e-21, -1.1e-19, 1.0e-19, f"{MINUS}4e-21 [{MINUS}110e-21, 100e-21]"),
+        (2e-9, 0.5e-9, 3.5e-9, "2.0e-9 [0.5e-9, 3.5e-9]"),
+        (1e-14, -1.1e-4, 1e-4, f"1e-14 [{MINUS}1.1e-4, 1.0e-4]"),
+        (0.0, -1e-14, 1e-14, f"0 [{MINUS}1.0e-14, 1.0e-14]"),
+        (1.5e6, 0.9e6, 2.1e6, "1.5e6 [0.9e6, 2.1e6]"),
+        (9.996e-5, None, None, "1.00e-4"),
+        (9.96e-5, 9.5e-5, 10.5e-5, "1.00e-4 [0.95e-4, 1.05e-4]"),
+        (5e-324, None, None, "0"),
+        (5e-324, -5e-324, 5e-324, "0 [0, 0]"),
+        (1e101, 0.1, 0.2, "\N{EN DASH}"),
+        (0.1, -1e308, 1e308, "0.100"),
         (0.0, None, None, "0"),
         (0.25, None, 0.3, "0.250"),
         (None, 0.1, 0.2, "\N{EN DASH}"),

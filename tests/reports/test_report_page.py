@@ -136,6 +136,14 @@ def test_missing_parts_are_said_to_be_missing(pair):
     assert 'id="examples"' not in page
 
 
+def test_sites_of_which_nothing_was_measured_are_not_denied(pair):
+    bare = [replace(c, site_predictions=[]) for c in pair[0].checkpoints]
+    page = render_page(replace(pair[0], checkpoints=bare), None)
+    assert "No site was found" not in page
+    assert "What each site adds to the EPKL was neither measured nor predicted" in page
+    assert "<summary>All sites</summary>" in page
+
+
 def test_the_error_that_sampling_leaves_in_a_prediction_stands_beside_its_interval(pair):
     checkpoint = pair[0].checkpoints[0]
     known = next(line for line in checkpoint.site_predictions if line.predicted is not None)

@@ -6,11 +6,14 @@ takeaway: one sentence computed from the numbers, empty where they do not allow 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import pandas as pd
 from matplotlib import rc_context
@@ -37,6 +40,9 @@ from rdrop_reports.figures import (
 )
 from rdrop_reports.figures.style import LIGHT, Theme, fit, styled
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Draw = Callable[[RunRecord, pd.DataFrame | None, Theme], Figure | None]
 Takeaway = Callable[[RunRecord, pd.DataFrame | None], str]
 DPI = 200
@@ -95,11 +101,34 @@ def draw_all(
     """Every figure that the results allow (of those in `names`), by name, in the report's order."""
     with styled(theme):
         wanted = [spec for spec in FIGURES.values() if names is None or spec.name in names]
-        drawn = {spec.name: spec.draw(record, per_example, theme) for spec in wanted}
-        figures = {name: figure for name, figure in drawn.items() if figure is not None}
-        for figure in figures.values():
-            fit(figure, theme)
-    return figures
+        drawn = {s.name: _unless_impossible(s.name, partial(_drawn, s, record, per_example, theme)) for s in wanted}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def rendered(
+    figures: Mapping[str, Figure], image_format: str, theme: Theme = LIGHT, *, live_text: bool = False
+) -> dict[str, bytes]:
+    """What :func:`figure_bytes` gives of each figure, without those whose numbers cannot be drawn."""
+    found = {
+        name: _unless_impossible(name, partial(figure_bytes, figure, image_format, theme, live_text=live_text))
+        for name, figure in figures.items()
+    }
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def _unless_impossible(name: str, make: Callable[[], T]) -> T | None:
+    """What `make` makes; None, and a word in the log, where it fails: one picture less must not cost the page."""
+    try:
+        return make()
+    except Exception as problem:
+        logger.warning("the figure %s is left out, for it cannot be drawn: %s", name, problem)
+        return None
+
+
+def _drawn(spec: FigureSpec, record: RunRecord, per_example: pd.DataFrame | None, theme: Theme) -> Figure | None:
+    if (figure := spec.draw(record, per_example, theme)) is not None:
+        fit(figure, theme)
+    return figure
 
 
 def figure_bytes(figure: Figure, image_format: str, theme: Theme = LIGHT, *, live_text: bool = False) -> bytes:
@@ -131,13 +160,13 @@ def save_figures(
 
     Raises:
         OSError: a file cannot be written.
-        ValueError: matplotlib does not know a format.
     """
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in draw_all(record, per_example, theme).items():
-        for image_format in formats:
+    figures = draw_all(record, per_example, theme)
+    for image_format in formats:
+        for name, content in rendered(figures, image_format, theme).items():
             path = directory / f"{name}.{image_format}"
-            path.write_bytes(figure_bytes(figure, image_format, theme))
+            path.write_bytes(content)
             written.append(path)
     return written

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from rdrop_probes.records import CheckpointResult, RunRecord, SiteAttribution
-from rdrop_reports.figures.axes import panels
+from rdrop_reports.figures.axes import panels, share_x
 from rdrop_reports.figures.forest import draw_interval, name_rows, value_axis
 from rdrop_reports.figures.style import Theme, look_of
 from rdrop_reports.numbers import format_estimate, format_number, is_number
@@ -22,7 +22,7 @@ MOST_LETTERS = 32
 
 
 def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> Figure | None:
-    """One panel a checkpoint (two at most), one row a site: exact as a mark, predicted as a bar."""
+    """One panel a checkpoint (two at most, of one scale), one row a site: exact as a mark, predicted as a bar."""
     shown, names = shown_checkpoints(record), largest_parts(record)[:MOST_SITES]
     if not names:
         return None
@@ -30,6 +30,7 @@ def draw(record: RunRecord, _per_example: pd.DataFrame | None, theme: Theme) -> 
     for axis, checkpoint in zip(axes, shown, strict=True):
         _draw_panel(axis, record, checkpoint, names, theme)
         axis.set_title(short_name_of(record, checkpoint.name, 32))
+    share_x(axes)
     axes[-1].set_xlabel(f"EPKL of the site ({short_unit(record)})")
     figure.legend(handles=_keys(theme), loc="outside upper left", ncols=3, columnspacing=0.9)
     return figure

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from rdrop_reports.figures.style import Look, Theme, new_figure
 from rdrop_reports.per_example import Array
 
 MOST_POINTS = 4000
+LETTER = 0.6  # times the size of letters, how wide one is
 NARROW = 100.0  # times the lower end of a log axis, below which powers of ten are too few ticks
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -30,6 +35,13 @@ def panels(count: int, width: int, height: float, extra: float = 0.0) -> tuple[F
     return figure, list(grid.flat[:count])
 
 
+def share_x(axes: Sequence[Axes]) -> None:
+    """Give panels below each other one scale, so that lengths compare."""
+    limits = [axis.get_xlim() for axis in axes]
+    for axis in axes:
+        axis.set_xlim(min(left for left, _ in limits), max(right for _, right in limits))
+
+
 def power_label(value: float, _position: int = 0) -> str:
     """A power of ten for a tick: 0.01, 1, 100, and 10⁻⁵ further out."""
     if value <= 0:
@@ -43,12 +55,51 @@ def power_label(value: float, _position: int = 0) -> str:
 
 
 class _Ticks(LogLocator):
-    """Powers of ten; where fewer than two decades are shown, also 2 and 5 times them."""
+    """Powers of ten, as many as leave room between labels; where fewer than two decades are shown, also in between."""
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         """Places of the ticks."""
-        self.set_params(subs=(1.0, 2.0, 5.0) if vmax < NARROW * vmin else (1.0,))
-        return super().tick_values(vmin, vmax)
+        between = [((1.0, 2.0, 5.0), 5), ((1.0, 3.0), 5)] if vmax < NARROW * vmin else []
+        for subs, number in [*between, *(((1.0,), number) for number in (5, 4, 3, 2))]:
+            self.set_params(subs=subs, numticks=number)
+            found = super().tick_values(vmin, vmax)
+            if has_room(self.axis, found):
+                break
+        return found
+
+
+class RoundTicks(MaxNLocator):
+    """Two or three ticks beside the first at round numbers, fewer where their labels would touch."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Places of the ticks."""
+        tried: list[list[float]] = []
+        for bins in (3, 4, 5, 2):
+            self.set_params(nbins=bins, min_n_ticks=2)
+            tried.append(list(super().tick_values(vmin, vmax)))
+        return max(tried, key=lambda ticks: (has_room(self.axis, ticks), min(len(_within(self.axis, ticks)), 3)))
+
+
+def has_room(axis: object, ticks: Sequence[float]) -> bool:
+    """Whether labels of ticks at these places neither overlap nor touch, with letters of usual widths."""
+    if not isinstance(axis, Axis):  # a locator on its own has no labels
+        return True
+    shown, sideways = _within(axis, ticks), axis.axis_name == "x"  # type: ignore[attr-defined]  # axes have it, stubs not
+    given = axis.get_tick_params().get("labelsize", rcParams["xtick.labelsize"])
+    size = FontProperties(size=given).get_size_in_points()
+    extent = axis.axes.get_window_extent()
+    points = (extent.width if sideways else extent.height) * 72 / axis.axes.figure.dpi
+    ends = axis.get_transform().transform(np.array(axis.get_view_interval(), dtype=float))
+    places = axis.get_transform().transform(np.array(shown, dtype=float)) * points / abs(ends[1] - ends[0])
+    room = [LETTER * len(axis.get_major_formatter()(x, 0)) * size if sideways else size for x in shown]
+    pairs = zip(pairwise(places), pairwise(room), strict=True)
+    return all(abs(b - a) >= (left + right) / 2 + LETTER * size for (a, b), (left, right) in pairs)
+
+
+def _within(axis: object, ticks: Sequence[float]) -> list[float]:
+    """Those of the ticks that are shown."""
+    low, high = sorted(axis.get_view_interval()) if isinstance(axis, Axis) else (-math.inf, math.inf)
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def log_axis(axes: Axes, which: str) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from rdrop_probes.records import Metric, RunRecord
 from rdrop_reports.definitions import is_share, unit_text
-from rdrop_reports.figures.axes import panels
+from rdrop_reports.figures.axes import RoundTicks, panels
 from rdrop_reports.figures.style import Look, Theme, look_of, quiet
 from rdrop_reports.numbers import is_number
 from rdrop_reports.select import as_rows, measured, rows_left_out, short_name_of
@@ -77,7 +77,7 @@ def draw_interval(
 
 def value_axis(axes: Axes, *, percent: bool = False) -> None:
     """Few ticks on the value axis; percentages carry their sign."""
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=2, min_n_ticks=2))
+    axes.xaxis.set_major_locator(RoundTicks())
     axes.margins(x=0.12)
     if percent:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}%"))

@@ -4,8 +4,10 @@ tip.id = "tip";
 tip.setAttribute("role", "tooltip");
 tip.hidden = true;
 document.body.append(tip);
-const hide = () => { tip.hidden = true; };
+let shown = null;
+const hide = () => { tip.hidden = true; shown = null; };
 const show = (link) => {
+  shown = link;
   tip.textContent = link.dataset.tip;
   tip.hidden = false;
   const at = link.getBoundingClientRect(), wide = document.documentElement.clientWidth;
@@ -24,4 +26,6 @@ for (const link of document.querySelectorAll("a.metric")) {
   link.addEventListener("blur", hide);
 }
 addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-addEventListener("scroll", hide, { passive: true, capture: true });
+// the page scrolls to bring what has the focus into view, and its definition with it
+const follow = () => { if (shown && shown === document.activeElement) show(shown); else hide(); };
+addEventListener("scroll", follow, { passive: true, capture: true });
