@@ -313,7 +313,7 @@ def test_little_is_loaded_before_an_interrupt_is_one_line():
 
 def test_thousands_are_separated_by_spaces(project):
     done = run("baseline.pt", *COMMON, "--limit", "99999999999")
-    assert "Measured on at most 99\u202f999\u202f999\u202f999 examples" in done.output
+    assert "Measured on the first 99\u202f999\u202f999\u202f999 examples at most" in done.output
 
 
 @pytest.mark.parametrize("command", [(), ("sites",), ("inspect",)])

@@ -54,7 +54,7 @@ def headline(record: RunRecord) -> str:
         return f"{len(found)} checkpoints measured, none of them compared."
     counts = Counter(verdict.outcome for verdict in found)
     more = counts.pop("more consistent", 0)
-    rest = "; ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    rest = "; ".join(f"{outcome}: {count}" for outcome, count in counts.items())
     what, reference = ("groups", record.reference_group) if groups else ("candidates", record.reference)
     first = f"{more} of {len(found)} {what} are more consistent than {called(reference)}"
     return f"{first} ({rest})." if rest else f"{first}."
@@ -69,7 +69,7 @@ def caveats(record: RunRecord) -> list[str]:
         notes.append("The masks were shared across examples: each sub-model is one fixed sub-network.")
     limit = record.config.get("limit")
     if isinstance(limit, int):
-        notes.append(f"Measured on at most {format_count(limit)} example{'s' if limit > 1 else ''}, the first.")
+        notes.append(f"Measured on the first {f'{format_count(limit)} examples at most' if limit > 1 else 'example'}.")
     return notes
 
 
