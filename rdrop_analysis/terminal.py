@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rdrop_analysis.files import printable, visible
-from rdrop_probes.records import CheckpointResult, GroupResult, Metric, RunRecord
+from rdrop_probes.records import CheckpointResult, Finding, GroupResult, Metric, RunRecord
 from rdrop_reports.definitions import is_share, label, unit_text
 from rdrop_reports.numbers import format_parts
 from rdrop_reports.verdict import caveats, headline, verdicts
@@ -48,9 +48,9 @@ HEADLINE_METRICS = (
     "fisher_trace",
     "effective_dimension",
 )
-NOTES = frozenset(
-    {"freedom_examples", "sampled_freedom", "sampled_classes"}
-)  # findings that say how, not what is wrong
+NOTES = frozenset({"freedom_examples", "sampled_freedom", "sampled_classes", "sampled_jacobian", "sampled_predictions"})
+"""Findings that say how it was measured, not what is wrong."""
+MOST_ALIKE = 2  # findings with one code that are shown
 LABEL_WIDTH = 25
 COLUMN_WIDTH = 18
 MAX_TENSORS = 40
@@ -189,10 +189,21 @@ def _show_verdict(console: Console, record: RunRecord) -> None:
         console.print(escape(verdict.text))
     for caveat in caveats(record):
         console.print(escape(caveat), style="dim")
-    for warning in record.warnings:
-        where = f"{escape(warning.checkpoint)}: " if warning.checkpoint else ""
-        word = "Note:" if warning.code in NOTES else "[yellow]Warning:[/yellow]"
-        console.print(f"{word} {where}{escape(warning.message)}")
+    for alike in _by_code(record.warnings):
+        for warning in alike[:MOST_ALIKE]:
+            where = f"{escape(warning.checkpoint)}: " if warning.checkpoint else ""
+            word = "Note:" if warning.code in NOTES else "[yellow]Warning:[/yellow]"
+            console.print(f"{word} {where}{escape(warning.message)}")
+        if more := len(alike[MOST_ALIKE:]):
+            console.print(f"      {more} more like it, of other checkpoints, in the report", style="dim")
+
+
+def _by_code(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings with one code together, in the order of the first of each."""
+    found: dict[str, list[Finding]] = {}
+    for finding in findings:
+        found.setdefault(finding.code, []).append(finding)
+    return list(found.values())
 
 
 def _metrics_table(record: RunRecord, width: int) -> Table:

@@ -390,6 +390,14 @@ def test_how_something_was_estimated_is_a_note_and_no_warning(capsys):
     assert "Warning: rough" in text
 
 
+def test_findings_of_many_checkpoints_are_shown_for_two_and_counted(capsys):
+    found = [Finding(code="sampled_jacobian", message="by sampling", checkpoint=f"c{i}") for i in range(12)]
+    text = printed(replace(record(), warnings=[*found, Finding(code="few_examples", message="rough")]), capsys)
+    assert text.count("by sampling") == 2
+    assert "10 more like it" in text
+    assert "Warning: rough" in text
+
+
 def test_a_checkpoint_beside_groups_has_a_column(capsys):
     head = next(line for line in printed(grouped(), capsys).splitlines() if line.startswith(" metric"))
     assert head.split() == ["metric", "base", "rdrop", "alone"]
