@@ -48,7 +48,8 @@ def test_sites_have_their_paths_rates_and_kinds(measured, case, model):
     for site in found.plan.sites.values():
         assert case.kind in site.kind
         assert site.fires_in_eval == (case.finding == "dirty_eval")
-    assert set(found.findings) == ({case.finding} if case.finding else set())
+    alike = {"alike_sub_models"} if case.sites and set(case.sites.values()) == {1.0} else set()
+    assert set(found.findings) == ({case.finding} if case.finding else set()) | alike
     if case.finding == "dirty_eval":
         assert "at noisy" in found.findings["dirty_eval"]
 
