@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from typing import Literal
 
 from rdrop_probes.records import Comparison, Metric
@@ -56,9 +57,11 @@ def why_not(comparison: Comparison) -> str:
 
 
 def format_beside(compared: Sequence[Metric | None], comparison: Comparison) -> list[str]:
-    """Estimates that are compared, with as many decimals as their difference, so that this can be read off them."""
+    """Estimates that are compared, with the decimals of their difference, which they add up to, or two digits."""
     estimates = [None if metric is None else metric.estimate for metric in compared]
-    return format_to(estimates, last_place(comparison.difference, comparison.low, comparison.high))
+    place = last_place(comparison.difference, comparison.low, comparison.high)
+    second = [floor(log10(abs(value))) - 1 for value in estimates if is_number(value) and value]
+    return format_to(estimates, min([place, *second]))
 
 
 def ratio_text(comparison: Comparison) -> str:

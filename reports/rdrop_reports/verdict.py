@@ -56,7 +56,7 @@ def headline(record: RunRecord) -> str:
     more = counts.pop("more consistent", 0)
     rest = "; ".join(f"{outcome}: {count}" for outcome, count in counts.items())
     what, reference = ("groups", record.reference_group) if groups else ("candidates", record.reference)
-    first = f"{more} of {len(found)} {what} are more consistent than {called(reference)}"
+    first = f"{more} of {len(found)} {what} {'is' if more == 1 else 'are'} more consistent than {called(reference)}"
     return f"{first} ({rest})." if rest else f"{first}."
 
 

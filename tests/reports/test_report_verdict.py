@@ -3,6 +3,8 @@ from dataclasses import replace
 import pytest
 from report_samples import without_dropout, without_intervals
 
+from rdrop_probes.records import Comparison, Metric
+from rdrop_reports.outcome import format_beside
 from rdrop_reports.verdict import caveats, headline, verdicts
 
 
@@ -81,8 +83,19 @@ def test_one_checkpoint_per_arm_is_admitted(pair):
 def test_several_candidates_are_counted(make_sample):
     record, _ = make_sample(("baseline", "a", "b", "c"))
     assert headline(record) == "3 of 3 candidates are more consistent than baseline."
+    unsure = [replace(c, low=-1.0, high=1.0) if c.candidate != "a" else c for c in record.comparisons]
+    expected = "1 of 3 candidates is more consistent than baseline (no difference shown: 2)."
+    assert headline(replace(record, comparisons=unsure)) == expected
 
 
 def test_no_checkpoint_at_all(pair):
     nothing = replace(pair[0], checkpoints=[], comparisons=[], examples=[])
     assert headline(nothing) == "No checkpoint could be measured."
+
+
+def test_means_have_two_digits_also_where_their_difference_has_one():
+    difference = Comparison(
+        metric="epkl", reference="a", candidate="b", difference=-0.0694, low=-0.1009, high=-0.0379, ratio=None,
+        ratio_low=None, ratio_high=None, p_value=0.01, p_adjusted=0.03, test="t", level=0.95, unit="nats", n=3,
+    )  # fmt: skip
+    assert format_beside([Metric(estimate=0.0471), Metric(estimate=0.1165)], difference) == ["0.047", "0.117"]
