@@ -129,7 +129,8 @@ class Averages(Probe):
         infinite = self.kept.columns[f"{name}/{EVAL}"].infinite
         count = 0 if infinite is None else int(infinite.sum())
         where = "under the eval model or a sub-model: on no point of averaging's curve"
-        return {"averaging_infinite": f"{name.upper()} is infinite for {count} row(s) {where}"} if count else {}
+        text = f"{name.upper()} is infinite for {count} row{'s' * (count > 1)} {where}"
+        return {"averaging_infinite": text} if count else {}
 
     def _curves(self) -> dict[str, Curve]:
         curves: dict[str, dict[int, Column]] = {name: {} for name in self.scoring.units}

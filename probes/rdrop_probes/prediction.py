@@ -162,4 +162,4 @@ def left_out(reasons: Mapping[SiteKey, str]) -> str:
     for key, why in reasons.items():
         by_reason.setdefault(why, []).append(label(key))
     parts = (f"{', '.join(sites[:NAMED])}{', ...' * (len(sites) > NAMED)}: {why}" for why, sites in by_reason.items())
-    return f"{len(reasons)} site(s): {'; '.join(parts)}"
+    return f"{len(reasons)} site{'s' * (len(reasons) > 1)}: {'; '.join(parts)}"

@@ -206,7 +206,7 @@ def test_sites_that_cannot_be_told_apart_are_listed_and_the_others_measured():
         assert line.without is None
     assert lines(found)["drop"].only.estimate > 0
     assert "epkl_interaction" not in found.columns
-    assert "leaves out 2 site(s): (root), (root)#1: the sites of its module" in found.findings["not_attributed"]
+    assert "leaves out 2 sites: (root), (root)#1: the sites of its module" in found.findings["not_attributed"]
 
 
 class Erratic(nn.Module):

@@ -218,7 +218,7 @@ def test_an_example_whose_nll_is_infinite_for_one_model_is_on_no_point_of_the_cu
         assert point.value.n == point.difference.n == int(kept.sum())
         assert points(probe)["brier", m].value.n == N  # finite everywhere
         assert point.p_value is not None
-    assert "infinite for 11 row(s)" in probe.outcome().findings["averaging_infinite"]
+    assert "infinite for 11 rows" in probe.outcome().findings["averaging_infinite"]
 
 
 def test_a_token_whose_nll_is_infinite_for_one_model_is_on_no_point_of_the_curve(summed):
@@ -238,7 +238,7 @@ def test_a_token_whose_nll_is_infinite_for_one_model_is_on_no_point_of_the_curve
         assert point.difference.n == N // 4 - 2  # rows 0 to 3 and 4 to 7
         np.testing.assert_array_equal(probe.kept.columns[f"nll/{m}"].weights, np.bincount(owners[kept], minlength=10))
         assert probe.kept.columns[f"nll/{m}"].infinite.sum() == 11
-    assert "infinite for 11 row(s)" in probe.outcome().findings["averaging_infinite"]
+    assert "infinite for 11 rows" in probe.outcome().findings["averaging_infinite"]
 
 
 def signed_gaps(p, y):
