@@ -20,8 +20,9 @@ import torch
 from pace.clock import timed
 from pace.contenders import make_batch
 from pace.models import Case, find
-from rdrop_probes import measure as engine
+from rdrop_probes import planning
 from rdrop_probes.batch import Batch
+from rdrop_probes.measure import measure
 from rdrop_probes.memory import keep_freed_memory
 from rdrop_probes.pairwise_kl import PairwiseKL
 from rdrop_probes.settings import Settings
@@ -44,7 +45,7 @@ def main(name: str, sub_models: int, batches: int, runs: int, threads: int) -> N
     before = peak_bytes()
 
     def run() -> tuple[float, ...]:
-        engine.measure(model, made_up(case, batches), forward=model, probes=[PairwiseKL], settings=settings)
+        measure(model, made_up(case, batches), forward=model, probes=[PairwiseKL], settings=settings)
         return ()
 
     run()
@@ -81,7 +82,7 @@ def stopwatch() -> Iterator[dict[str, float]]:
 
     with ExitStack() as stack:
         for owner, name, what in (
-            (engine, "find_sites", "planning"),
+            (planning, "find_sites", "planning"),
             (SubModels, "choose", "planning"),
             (SubModels, "eval_logits", "passes"),
             (SubModels, "draws", "passes"),
