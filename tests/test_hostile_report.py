@@ -229,15 +229,16 @@ const later = (then) => new Promise((done) => setTimeout(() => { then(); done();
 const near = () => Math.abs(tip.getBoundingClientRect().left - link.getBoundingClientRect().left) < innerWidth
   && Math.min(Math.abs(tip.getBoundingClientRect().top - link.getBoundingClientRect().bottom),
               Math.abs(tip.getBoundingClientRect().bottom - link.getBoundingClientRect().top)) < 10;
-(async () => {
-  link.focus();
+addEventListener("load", async () => {
+  document.documentElement.style.scrollBehavior = "auto";
+  await later(() => { link.focus(); link.scrollIntoView({ block: "center" }); });
   await later(() => found.push(scrollY > 0, !tip.hidden, near()));
   scrollBy(0, -50);
   await later(() => found.push(!tip.hidden, near()));
   link.blur();
   found.push(tip.hidden);
   document.title = found.join();
-})();
+});
 """
 
 

@@ -87,12 +87,14 @@ def run(*arguments: str) -> Result:
 
 
 def process(*arguments: str, program: tuple[str, ...] = (sys.executable, "-m"), **environment: str):
+    """Run the command, with interrupts coming through also where the tests themselves run in the background."""
     return subprocess.run(  # noqa: S603 - own code
         [*program, "rdrop_analysis", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
